@@ -1,0 +1,91 @@
+"""The factors on disk: one safetensors file per shared input, and one per module.
+
+`inputs/NAME.safetensors` holds λ_A and the blocks of Q_A of the modules that read one tensor;
+`modules/NAME.safetensors` holds λ_S, the blocks of Q_S and, for EK-FAC, Λ.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from inflcli.artifacts import files
+from inflcli.artifacts.folder import Artifact
+
+
+@dataclass(frozen=True)
+class Eigen:
+    """λ [D] and the diagonal blocks of Q."""
+
+    values: Tensor
+    vectors: tuple[Tensor, ...]
+
+    def tensors(self) -> dict[str, Tensor]:
+        named = {f"vectors.{number}": block for number, block in enumerate(self.vectors)}
+        return {"values": self.values, **named}
+
+    @classmethod
+    def parse(cls, tensors: dict[str, Tensor]) -> Eigen:
+        count = sum(name.startswith("vectors.") for name in tensors)
+        return cls(tensors["values"], tuple(tensors[f"vectors.{i}"] for i in range(count)))
+
+
+def write_input(folder: Path, name: str, eigen: Eigen) -> None:
+    """Write what the modules that share the input of module `name` have in common."""
+    _write(folder / "inputs" / f"{name}.safetensors", eigen.tensors())
+
+
+def write_output(folder: Path, name: str, eigen: Eigen) -> None:
+    """Write λ_S and Q_S of a module."""
+    _write(folder / "modules" / f"{name}.safetensors", eigen.tensors())
+
+
+def write_corrected(folder: Path, name: str, corrected: Tensor) -> None:
+    """Write Λ [P, M] of a module."""
+    _write(folder / "corrected" / f"{name}.safetensors", {"corrected": corrected})
+
+
+def _write(path: Path, tensors: dict[str, Tensor]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    files.write_tensors(path, tensors, {})
+
+
+def read_input(folder: Path, name: str) -> Eigen:
+    return Eigen.parse(files.read_tensors(folder / "inputs" / f"{name}.safetensors"))
+
+
+def read_output(folder: Path, name: str) -> Eigen:
+    return Eigen.parse(files.read_tensors(folder / "modules" / f"{name}.safetensors"))
+
+
+def read_corrected(folder: Path, name: str) -> Tensor:
+    return files.read_tensors(folder / "corrected" / f"{name}.safetensors")["corrected"]
+
+
+@dataclass(frozen=True)
+class FactorsReader:
+    """A complete set of factors."""
+
+    artifact: Artifact
+
+    @classmethod
+    def open(cls, path: Path) -> FactorsReader:
+        return cls(Artifact.open(path, "fit-factors"))
+
+    @property
+    def curvature(self) -> str:
+        return str(self.artifact.manifest.config["curvature"])
+
+    @property
+    def modules(self) -> list[dict[str, Any]]:
+        """The tracked modules, as their fields."""
+        return list(self.artifact.manifest.details["modules"])
+
+    @property
+    def mean_tokens(self) -> float:
+        """T̄: predicted tokens a sequence, over the sequences of the fit."""
+        counts = self.artifact.manifest.counts
+        return float(counts["predicted_tokens"]) / float(counts["sequences"])

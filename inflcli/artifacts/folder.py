@@ -1,0 +1,283 @@
+"""Artifact folders: opening a complete one, and writing one so that nothing is lost.
+
+A folder is written as `NAME.partial`, made durable, given its manifest, then renamed to `NAME`.
+So a folder without the suffix is complete, and one with it can be resumed: `progress.json` in it
+names what is done, and is replaced in one step after the data that it speaks of is durable.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from inflcli.artifacts import files
+from inflcli.artifacts.manifest import FILE_NAME, Identity, Input, Manifest, read_manifest
+from inflcli.errors import BadInput, CorruptArtifact, MissingArtifact, StaleArtifact
+
+_PROGRESS = "progress.json"
+_IDENTITY = "identity.json"
+
+
+def partial_path(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A complete artifact, opened for reading."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: Path, stage: str) -> Self:
+        """Open the artifact that `stage` wrote at `path`.
+
+        Raises MissingArtifact, CorruptArtifact (schema, missing or truncated files), or BadInput
+        when another stage wrote it.
+        """
+        if not (path / FILE_NAME).is_file():
+            if partial_path(path).is_dir():
+                raise MissingArtifact(
+                    f"{path} is not finished", f"run the same inflcli {stage} command to resume it"
+                )
+            raise MissingArtifact(f"no artifact at {path}", f"make it with inflcli {stage}")
+        manifest = read_manifest(path)
+        if manifest.stage != stage:
+            raise BadInput(f"{path} was written by inflcli {manifest.stage}, not by {stage}")
+        check_files(path, manifest)
+        return cls(path, manifest)
+
+    @property
+    def fingerprint(self) -> str:
+        return self.manifest.fingerprint
+
+    def as_input(self) -> Input:
+        return Input(self.fingerprint, str(self.path))
+
+    def require_input(self, name: str, current: Input, mend: str) -> None:
+        """Refuse this artifact when its input `name` is not `current` any more.
+
+        Raises StaleArtifact naming both, with the command that mends it.
+        """
+        recorded = self.manifest.inputs.get(name)
+        if recorded is None or recorded.fingerprint != current.fingerprint:
+            made_from = "nothing of the kind" if recorded is None else recorded.path
+            raise StaleArtifact(
+                f"{self.path} was made with another {name} ({made_from}) than {current.path}", mend
+            )
+
+
+def check_files(path: Path, manifest: Manifest) -> None:
+    """Compare the size of every file with the manifest; CorruptArtifact names the first wrong."""
+    for name, entry in manifest.files.items():
+        file = path / name
+        if not file.is_file():
+            raise CorruptArtifact(f"{file} is missing", _remake(manifest))
+        if file.stat().st_size != entry["size"]:
+            raise CorruptArtifact(
+                f"{file} has {file.stat().st_size} bytes instead of {entry['size']}",
+                _remake(manifest),
+            )
+
+
+def _remake(manifest: Manifest) -> str:
+    return f"make it again: inflcli {manifest.stage} ... --overwrite"
+
+
+@dataclass
+class ArtifactWriter:
+    """A folder in the making. Use `begin`, then `commit` after each piece, then `finish`."""
+
+    path: Path
+    identity: Identity
+    progress: dict[str, Any]
+    """What earlier runs of the same command completed; {} at first."""
+    command: tuple[str, ...] = ()
+    _started: float = field(default_factory=time.monotonic)
+
+    @property
+    def folder(self) -> Path:
+        """Where the files go until the artifact is complete."""
+        return partial_path(self.path)
+
+    @classmethod
+    def begin(
+        cls, path: Path, identity: Identity, *, overwrite: bool, command: tuple[str, ...] = ()
+    ) -> Self | None:
+        """Start or resume; None when `path` already holds this very artifact.
+
+        Raises StaleArtifact when `path` holds something made with other settings or inputs and
+        `overwrite` is not given, BadInput when it is not an artifact at all.
+        """
+        if path.exists() and not overwrite and _is_current(path, identity):
+            return None
+        if path.exists() and not (path / FILE_NAME).is_file():
+            raise BadInput(f"{path} exists and is not an artifact", "choose another --out")
+        writer = cls(path, identity, {}, command)
+        with files.write_errors(path):
+            if writer._is_whole():
+                writer._publish()
+                return None
+            writer._resume_or_create(overwrite)
+        return writer
+
+    def _is_whole(self) -> bool:
+        """Whether an earlier run wrote everything and was stopped before it published it."""
+        if not (self.folder / FILE_NAME).is_file():
+            return False
+        try:
+            manifest = read_manifest(self.folder)
+            check_files(self.folder, manifest)
+        except CorruptArtifact:
+            return False
+        return manifest.fingerprint == self.identity.digest()
+
+    def abandon(self) -> None:
+        """Remove the folder if no progress is in it, as when its input proves unusable."""
+        if not self.progress:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _resume_or_create(self, overwrite: bool) -> None:
+        if self.folder.is_dir():
+            if (self.folder / _IDENTITY).is_file():
+                before = _read_identity(self.folder / _IDENTITY)
+                if before.digest() == self.identity.digest():
+                    if (self.folder / _PROGRESS).is_file():
+                        self.progress = files.read_json(self.folder / _PROGRESS)
+                    return
+                # A run that got nowhere has nothing to lose.
+                if not overwrite and (self.folder / _PROGRESS).is_file():
+                    changes = "; ".join(self.identity.differences(before))
+                    raise StaleArtifact(
+                        f"{self.folder} holds an unfinished run with other settings: {changes}",
+                        "finish it with its own settings, or discard it with --overwrite",
+                    )
+            shutil.rmtree(self.folder)
+        self.folder.mkdir(parents=True)
+        files.write_json(self.folder / _IDENTITY, _identity_json(self.identity))
+
+    def commit(self, progress: dict[str, Any], written: list[Path] | None = None) -> None:
+        """Record `progress`, after making the files and folders in `written` durable."""
+        with files.write_errors(self.folder):
+            for path in written or []:
+                files.sync_tree(path) if path.is_dir() else files.sync(path)
+        files.write_json(self.folder / _PROGRESS, progress)
+        self.progress = progress
+
+    def save_state(self, tensors: Mapping[str, Any], progress: dict[str, Any]) -> None:
+        """Record running sums together with the progress that they include.
+
+        The sums go to a new file; `progress.json`, replaced in one step, names it. A crash in
+        between leaves the older pair in force, so no piece of work is counted twice or lost.
+        """
+        before = self.progress.get("state")
+        generation = self.progress.get("generation", 0) + 1
+        name = f"state.{generation}.safetensors"
+        files.write_tensors(self.folder / name, tensors, {})
+        self.commit({**progress, "state": name, "generation": generation})
+        if before:
+            (self.folder / before).unlink(missing_ok=True)
+
+    def load_state(self) -> dict[str, Any]:
+        """The running sums of the last `save_state`; {} when there are none."""
+        name = self.progress.get("state")
+        return files.read_tensors(self.folder / name) if name else {}
+
+    def drop_state(self, progress: dict[str, Any]) -> None:
+        """Record `progress` and delete the running sums, which it no longer needs."""
+        before = self.progress.get("state")
+        generation = self.progress.get("generation", 0)
+        self.commit({**progress, "generation": generation})
+        if before:
+            (self.folder / before).unlink(missing_ok=True)
+
+    def finish(
+        self,
+        *,
+        counts: dict[str, Any] | None = None,
+        details: dict[str, Any] | None = None,
+        timings: dict[str, float] | None = None,
+    ) -> Artifact:
+        """Make everything durable, write the manifest, publish under the final name."""
+        with files.write_errors(self.path):
+            # What a resumed run needs goes only after the manifest stands: until then, an
+            # interruption (the digests of a large artifact take a while) must lose nothing.
+            manifest = Manifest(
+                self.identity,
+                describe_files(self.folder, leave_out=_leftovers(self.folder)),
+                counts or {},
+                details or {},
+                {**(timings or {}), "seconds": round(time.monotonic() - self._started, 3)},
+                list(self.command),
+            )
+            files.sync_tree(self.folder)
+            files.write_bytes(self.folder / FILE_NAME, manifest.to_json().encode())
+            self._publish()
+        return Artifact(self.path, manifest)
+
+    def _publish(self) -> None:
+        """Rename into place; an old artifact of that name goes only once the new one is whole."""
+        for leftover in _leftovers(self.folder):
+            leftover.unlink(missing_ok=True)
+        old = self.path.with_name(self.path.name + ".old")
+        if self.path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            self.path.rename(old)
+        self.folder.rename(self.path)
+        files.sync(self.path.parent)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def describe_files(folder: Path, leave_out: Collection[Path] = ()) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of every file below `folder`, by relative path."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): {
+            "size": path.stat().st_size,
+            "sha256": files.file_digest(path),
+        }
+        for path in paths
+        if path.name != FILE_NAME and path not in leave_out
+    }
+
+
+def _is_current(path: Path, identity: Identity) -> bool:
+    """Whether `path` holds a sound artifact with this identity; StaleArtifact if another's."""
+    if not (path / FILE_NAME).is_file():
+        return False
+    manifest = read_manifest(path)
+    check_files(path, manifest)
+    if manifest.fingerprint == identity.digest():
+        return True
+    if manifest.stage != identity.stage:
+        raise BadInput(f"{path} was written by inflcli {manifest.stage}", "choose another --out")
+    changes = "; ".join(identity.differences(manifest.identity))
+    raise StaleArtifact(
+        f"{path} was made with other settings or inputs: {changes}",
+        "replace it with --overwrite, or choose another --out",
+    )
+
+
+def _leftovers(folder: Path) -> list[Path]:
+    """What only an unfinished artifact has at the top of its folder."""
+    return [folder / _PROGRESS, folder / _IDENTITY, *folder.glob("state.*"), *folder.glob("*.tmp")]
+
+
+def _identity_json(identity: Identity) -> dict[str, Any]:
+    inputs = {name: [item.fingerprint, item.path] for name, item in identity.inputs.items()}
+    return {
+        "stage": identity.stage,
+        "config": identity.config,
+        "inputs": inputs,
+    }
+
+
+def _read_identity(path: Path) -> Identity:
+    raw = files.read_json(path)
+    inputs = {name: Input(*item) for name, item in raw["inputs"].items()}
+    return Identity(raw["stage"], raw["config"], inputs)

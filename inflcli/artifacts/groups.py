@@ -1,0 +1,75 @@
+"""zarr groups as artifacts: creating arrays, and reading them without silent holes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from inflcli.artifacts.files import write_errors
+from inflcli.artifacts.folder import Artifact
+from inflcli.errors import CorruptArtifact
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """Shape, chunk shape, type, meaning of the axes, and the value of what is not written."""
+
+    shape: tuple[int, ...]
+    chunks: tuple[int, ...]
+    dtype: str
+    axes: tuple[str, ...]
+    fill: float | int = 0
+
+
+def create_group(
+    folder: Path, arrays: Mapping[str, ArraySpec], attributes: dict[str, Any]
+) -> zarr.Group:
+    """Open the group in `folder` for writing, creating what is not there yet."""
+    with write_errors(folder):
+        group = zarr.open_group(folder, mode="a")
+        group.attrs.update(attributes)
+        for name, spec in arrays.items():
+            if name not in group:
+                group.create_array(
+                    name,
+                    shape=spec.shape,
+                    chunks=tuple(max(1, size) for size in spec.chunks),
+                    dtype=spec.dtype,
+                    fill_value=spec.fill,
+                    dimension_names=spec.axes,
+                    # A chunk of fill values is written too: a missing file is always damage.
+                    config={"write_empty_chunks": True},
+                )
+    return group
+
+
+def open_group(artifact: Artifact) -> zarr.Group:
+    """The group of a complete artifact, read-only."""
+    try:
+        return zarr.open_group(artifact.path, mode="r")
+    except Exception as error:  # zarr raises by kind of damage: FileNotFound, Value, JSONDecode
+        raise CorruptArtifact(f"{artifact.path} is not a readable zarr group ({error})") from error
+
+
+def array(group: zarr.Group, name: str) -> zarr.Array[Any]:
+    """One array of a group; CorruptArtifact when it is not there."""
+    found = group.get(name)
+    if not isinstance(found, zarr.Array):
+        raise CorruptArtifact(f"{group.store} has no array {name}")
+    return found
+
+
+def read(group: zarr.Group, name: str, selection: Any = ...) -> NDArray[Any]:
+    """Read a selection of an array; CorruptArtifact when a chunk does not decode."""
+    try:
+        return np.asarray(array(group, name)[selection])
+    except CorruptArtifact:
+        raise
+    except Exception as error:  # codecs raise RuntimeError, ValueError, OSError
+        raise CorruptArtifact(f"array {name} of {group.store} is damaged ({error})") from error

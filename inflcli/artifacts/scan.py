@@ -1,0 +1,118 @@
+"""Scan results: a zarr group with `scores` [query, sequence] and `layer_scores` [query, sequence,
+group], both float32, NaN where a sequence was not scanned; and the top-k of both signs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from inflcli.artifacts import groups
+from inflcli.artifacts.folder import Artifact
+from inflcli.artifacts.groups import ArraySpec
+
+CHUNK = 1024
+"""Sequences a zarr chunk, and the unit of a scan's progress."""
+UNITS = "nats times number of training sequences (unscaled influence on the query's log p)"
+
+
+def create(
+    folder: Path, query_ids: list[str], sequences: int, group_names: list[str], top_k: int
+) -> zarr.Group:
+    """Open the group for writing; creates the arrays, all NaN, when they are not there yet."""
+    queries, depth = len(query_ids), len(group_names)
+    signed = ArraySpec((queries, 2, top_k), (queries, 2, top_k), "int64", ("query", "sign", "rank"))
+    arrays = {
+        "scores": ArraySpec(
+            (queries, sequences), (queries, CHUNK), "float32", ("query", "sequence"), np.nan
+        ),
+        "layer_scores": ArraySpec(
+            (queries, sequences, depth),
+            (queries, CHUNK, depth),
+            "float32",
+            ("query", "sequence", "group"),
+            np.nan,
+        ),
+        "top_ids": signed,
+        "top_scores": ArraySpec(signed.shape, signed.chunks, "float32", signed.axes, np.nan),
+    }
+    attributes = {
+        "query_ids": query_ids,
+        "group_names": group_names,
+        "units": UNITS,
+        "signs": ["positive", "negative"],
+        "note": "columns of sequences that were not scanned are NaN; top_ids is -1 past the end",
+    }
+    return groups.create_group(folder, arrays, attributes)
+
+
+def write(
+    group: zarr.Group,
+    span: slice,
+    scores: NDArray[np.floating[Any]],
+    layer_scores: NDArray[np.float32],
+) -> None:
+    """Write the columns `span`: scores [Q, n] and layer_scores [Q, n, G]."""
+    groups.array(group, "scores")[:, span] = scores.astype(np.float32)
+    groups.array(group, "layer_scores")[:, span] = layer_scores
+
+
+def write_top(
+    group: zarr.Group, ids: NDArray[np.int64], scores: NDArray[np.float32]
+) -> None:
+    """Write the top-k of both signs, [Q, 2, K] each."""
+    groups.array(group, "top_ids")[...] = ids
+    groups.array(group, "top_scores")[...] = scores
+
+
+@dataclass(frozen=True)
+class ScanReader:
+    """A complete scan."""
+
+    artifact: Artifact
+    group: zarr.Group
+
+    @classmethod
+    def open(cls, path: Path) -> ScanReader:
+        artifact = Artifact.open(path, "scan")
+        return cls(artifact, groups.open_group(artifact))
+
+    @property
+    def query_ids(self) -> list[str]:
+        return [str(item) for item in self.attribute("query_ids")]
+
+    @property
+    def group_names(self) -> list[str]:
+        return [str(item) for item in self.attribute("group_names")]
+
+    def attribute(self, name: str) -> Any:
+        return self.group.attrs[name]
+
+    def scores(self, query: int) -> NDArray[np.float32]:
+        """All scores of one query, [N]; NaN where not scanned."""
+        return groups.read(self.group, "scores", (query, slice(None)))
+
+    def layer_scores(self, query: int, sequences: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Scores of some sequences by depth group, [n, G]."""
+        stored = groups.array(self.group, "layer_scores")
+        return np.asarray(stored.oindex[query, sequences, :])
+
+    def top(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """`top_ids` and `top_scores` [Q, 2, K]: most positive first, most negative first."""
+        return groups.read(self.group, "top_ids"), groups.read(self.group, "top_scores")
+
+    def chunks(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Scores [Q, at most CHUNK] with the number of their first sequence, in order."""
+        return read_chunks(self.group)
+
+
+def read_chunks(group: zarr.Group) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    total = groups.array(group, "scores").shape[1]
+    for first in range(0, total, CHUNK):
+        yield first, groups.read(group, "scores", (slice(None), slice(first, first + CHUNK)))

@@ -1,0 +1,45 @@
+"""`inflcli attribute`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from inflcli.cli import common
+from inflcli.config import DTYPES, AttributeConfig
+
+NAME = "attribute"
+PANEL = common.PIPELINE
+
+
+def command(
+    model: common.Model,
+    queries: common.Queries,
+    corpus: common.Corpus,
+    scan: Annotated[Path, typer.Option("--scan", help="Scores made by scan.")],
+    out: common.Out,
+    top_k: Annotated[
+        int, typer.Option("--top-k", min=1, help="Sequences of each sign per query.")
+    ] = 20,
+    device: common.Device = "auto",
+    dtype: common.Dtype = "auto",
+    batch_size: common.BatchSize = "auto",
+    overwrite: common.Overwrite = False,
+    quiet: common.Quiet = False,
+    verbose: common.Verbose = False,
+    debug: common.Debug = False,
+    as_json: common.Json = False,
+) -> None:
+    """Split the influence of the top sequences over their tokens and the model's modules.
+
+    Example: inflcli attribute --model gpt2 --queries run/queries --corpus run/corpus
+    --scan run/scan --out run/attribution
+    """
+    common.start(quiet=quiet, verbose=verbose, debug=debug)
+    config = AttributeConfig(top_k=top_k, dtype=common.choice("dtype", dtype, DTYPES))
+    runtime = common.runtime(device=device, batch_size=batch_size, overwrite=overwrite)
+    from inflcli.stages.attribute import attribute
+
+    common.finish(attribute(model, queries, corpus, scan, out, config, runtime), as_json)

@@ -1,0 +1,102 @@
+"""Options that several commands share, and the start and end of every command."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from inflcli import console
+from inflcli.config import DTYPES, Runtime
+from inflcli.errors import BadInput
+
+PIPELINE = "Pipeline, in its order"
+INSPECT = "Look"
+
+Model = Annotated[
+    str, typer.Option("--model", help="A Hugging Face model folder or hub name.", show_default=False)
+]
+Corpus = Annotated[Path, typer.Option("--corpus", help="A corpus made by prepare.")]
+Out = Annotated[Path, typer.Option("--out", help="The artifact folder to write.")]
+QueryFile = Annotated[
+    Path, typer.Option("--queries", help="JSONL with id, prompt, completion on each line.")
+]
+Queries = Annotated[Path, typer.Option("--queries", help="Queries made by precondition.")]
+Device = Annotated[
+    str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps. auto takes a GPU if any.")
+]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        "--dtype",
+        help=f"The model's floating-point type: {', '.join(DTYPES)}. auto is float32 on a CPU, "
+        "the model's own on a GPU.",
+    ),
+]
+BatchSize = Annotated[
+    str, typer.Option("--batch-size", help="Sequences a batch, or auto. Changes no result.")
+]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of the sampled pseudo-labels.")]
+Overwrite = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Replace an artifact made with other settings or inputs."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and errors.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="More details.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+
+_debug = False
+
+
+def debugging() -> bool:
+    return _debug
+
+
+def start(*, quiet: bool, verbose: bool, debug: bool) -> None:
+    """Apply the options on what is shown."""
+    global _debug
+    _debug = debug
+    console.set_level(console.QUIET if quiet else console.VERBOSE if verbose else console.NORMAL)
+
+
+def runtime(
+    *, device: str = "auto", batch_size: str = "auto", overwrite: bool = False
+) -> Runtime:
+    """Build the runtime settings. Raises BadInput for a batch size that is not one."""
+    size = None
+    if batch_size != "auto":
+        if not batch_size.isdigit() or int(batch_size) == 0:
+            raise BadInput(f"--batch-size {batch_size} is neither auto nor a positive number")
+        size = int(batch_size)
+    return Runtime(device, size, overwrite, ("inflcli", *sys.argv[1:]))
+
+
+def choice(option: str, value: str, allowed: tuple[str, ...]) -> str:
+    """Check an option that takes one of a few words."""
+    if value not in allowed:
+        raise BadInput(f"--{option} {value} is not one of {', '.join(allowed)}")
+    return value
+
+
+def checked_seed(seed: int) -> int:
+    """A seed that fits the generators' keys. Raises BadInput."""
+    if not 0 <= seed < 2**47:
+        raise BadInput(f"--seed {seed} is not from 0 to 2^47 - 1")
+    return seed
+
+
+def finish(result: dict[str, Any], as_json: bool) -> None:
+    """Report what a stage returned: a line for a person, or JSON for a script.
+
+    `result` holds `artifact` (a path), `fresh` (True when there was nothing to do) and `summary`.
+    """
+    if as_json:
+        print(json.dumps(result, ensure_ascii=False, default=str))
+    elif result.get("fresh"):
+        console.info(f"{result['artifact']} is up to date")
+    else:
+        console.info(f"{result['artifact']}: {result['summary']}")

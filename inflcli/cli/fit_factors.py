@@ -1,0 +1,78 @@
+"""`inflcli fit-factors`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from inflcli.cli import common
+from inflcli.config import CURVATURES, DTYPES, LABELS, FitFactorsConfig
+
+NAME = "fit-factors"
+PANEL = common.PIPELINE
+
+
+def command(
+    model: common.Model,
+    corpus: common.Corpus,
+    out: common.Out,
+    curvature: Annotated[
+        str,
+        typer.Option("--curvature", help="ekfac, kfac, or identity (gradient dot product)."),
+    ] = "ekfac",
+    modules: Annotated[
+        str,
+        typer.Option(
+            "--modules",
+            help="Tracked linear modules: mlp, attention, all, or comma-separated patterns "
+            "over their names, such as '*.down_proj'.",
+        ),
+    ] = "mlp",
+    blocks: Annotated[
+        int,
+        typer.Option("--blocks", min=1, help="Diagonal blocks of each covariance; 1 is exact."),
+    ] = 1,
+    labels: Annotated[
+        str,
+        typer.Option(
+            "--labels",
+            help="sampled from the model's softmax (Fisher), or true (empirical Fisher).",
+        ),
+    ] = "sampled",
+    label_samples: Annotated[
+        int, typer.Option("--label-samples", min=1, help="Label sets drawn per sequence.")
+    ] = 1,
+    max_sequences: Annotated[
+        int | None,
+        typer.Option("--max-sequences", min=1, help="Fit on a seeded sample of this many."),
+    ] = None,
+    device: common.Device = "auto",
+    dtype: common.Dtype = "auto",
+    batch_size: common.BatchSize = "auto",
+    seed: common.Seed = 0,
+    overwrite: common.Overwrite = False,
+    quiet: common.Quiet = False,
+    verbose: common.Verbose = False,
+    debug: common.Debug = False,
+    as_json: common.Json = False,
+) -> None:
+    """Fit the curvature of a model on a corpus: covariances, eigenvectors, corrected eigenvalues.
+
+    Example: inflcli fit-factors --model gpt2 --corpus run/corpus --out run/factors
+    """
+    common.start(quiet=quiet, verbose=verbose, debug=debug)
+    config = FitFactorsConfig(
+        curvature=common.choice("curvature", curvature, CURVATURES),
+        modules=modules,
+        blocks=blocks,
+        labels=common.choice("labels", labels, LABELS),
+        label_samples=label_samples,
+        max_sequences=max_sequences,
+        dtype=common.choice("dtype", dtype, DTYPES),
+        seed=common.checked_seed(seed),
+    )
+    runtime = common.runtime(device=device, batch_size=batch_size, overwrite=overwrite)
+    from inflcli.stages.fit_factors import fit_factors
+
+    common.finish(fit_factors(model, corpus, out, config, runtime), as_json)

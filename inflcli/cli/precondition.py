@@ -1,0 +1,91 @@
+"""`inflcli precondition`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from inflcli.cli import common
+from inflcli.config import CURVATURES, DTYPES, FULL_RANK, PreconditionConfig
+from inflcli.errors import BadInput
+
+NAME = "precondition"
+PANEL = common.PIPELINE
+
+
+def command(
+    model: common.Model,
+    factors: Annotated[
+        Path, typer.Option("--factors", help="Factors made by fit-factors.")
+    ],
+    queries: common.QueryFile,
+    out: common.Out,
+    rank: Annotated[
+        str, typer.Option("--rank", help="Rank of a query's matrix per module, or full.")
+    ] = "32",
+    damping_factor: Annotated[
+        float | None,
+        typer.Option(
+            "--damping-factor",
+            help="Damping of a module as a share of its mean eigenvalue.",
+            show_default="0.1",
+        ),
+    ] = None,
+    damping: Annotated[
+        float | None,
+        typer.Option("--damping", help="The same absolute damping for every module instead."),
+    ] = None,
+    curvature: Annotated[
+        str,
+        typer.Option(
+            "--curvature",
+            help="ekfac, kfac or identity; ekfac factors serve all three. auto takes what the "
+            "factors were fitted for.",
+        ),
+    ] = "auto",
+    bos: Annotated[
+        bool, typer.Option("--bos", help="Put the tokenizer's bos token before each prompt.")
+    ] = False,
+    device: common.Device = "auto",
+    dtype: common.Dtype = "auto",
+    batch_size: common.BatchSize = "auto",
+    overwrite: common.Overwrite = False,
+    quiet: common.Quiet = False,
+    verbose: common.Verbose = False,
+    debug: common.Debug = False,
+    as_json: common.Json = False,
+) -> None:
+    """Apply the damped inverse curvature to the gradient of each query.
+
+    Example: inflcli precondition --model gpt2 --factors run/factors --queries q.jsonl
+    --out run/queries
+    """
+    common.start(quiet=quiet, verbose=verbose, debug=debug)
+    if damping is not None and damping_factor is not None:
+        raise BadInput("--damping and --damping-factor exclude each other")
+    for name, value in (("damping", damping), ("damping-factor", damping_factor)):
+        if value is not None and not 0 <= value < float("inf"):
+            raise BadInput(f"--{name} {value} is not a number from 0 on")
+    factor = 0.1 if damping_factor is None and damping is None else damping_factor
+    config = PreconditionConfig(
+        curvature=common.choice("curvature", curvature, ("auto", *CURVATURES)),
+        rank=_rank(rank),
+        damping_factor=factor,
+        damping=damping,
+        bos=bos,
+        dtype=common.choice("dtype", dtype, DTYPES),
+    )
+    runtime = common.runtime(device=device, batch_size=batch_size, overwrite=overwrite)
+    from inflcli.stages.precondition import precondition
+
+    common.finish(precondition(model, factors, queries, out, config, runtime), as_json)
+
+
+def _rank(text: str) -> int | None:
+    if text == FULL_RANK:
+        return None
+    if not text.isdigit() or int(text) == 0:
+        raise BadInput(f"--rank {text} is neither {FULL_RANK} nor a positive number")
+    return int(text)

@@ -1,0 +1,125 @@
+"""The settings of every stage, as frozen dataclasses.
+
+A stage's own settings decide its result, so they are part of its artifact's identity. `Runtime`
+decides only how the work is carried out (where, how wide, how loud) and never enters an identity.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+CURVATURES = ("ekfac", "kfac", "identity")
+LABELS = ("sampled", "true")
+SCORERS = ("paper", "okapi", "l", "plus")
+ROUTES = ("auto", "dense", "factored")
+DTYPES = ("auto", "float32", "float64", "bfloat16", "float16")
+FULL_RANK = "full"
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How to run: nothing here changes a result beyond rounding."""
+
+    device: str = "auto"
+    batch_size: int | None = None
+    """Sequences a batch; None lets the stage choose from the sequence length."""
+    overwrite: bool = False
+    command: tuple[str, ...] = ()
+    """The command line, kept in the manifest as provenance."""
+    checkpoint_seconds: float = 30.0
+    """A long stage records its progress about this often."""
+    memory_gib: float = 2.0
+    """Ceiling for the buffers that a stage sizes itself (scoring routes)."""
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """Base of the per-stage settings."""
+
+    def identity(self) -> dict[str, Any]:
+        """The settings as plain JSON values, in a fixed order."""
+        return {key: _plain(value) for key, value in sorted(asdict(self).items())}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+@dataclass(frozen=True)
+class PrepareConfig(StageConfig):
+    seq_len: int = 512
+    per_line: bool = False
+    text_field: str = "text"
+    split: str = "train"
+    bos: bool = False
+    include: tuple[str, ...] = ()
+    skip_bad: bool = False
+
+    def identity(self) -> dict[str, Any]:
+        """Without what leaves the sequences of a given text as they are.
+
+        The files that `include` chose are part of the text's fingerprint. `skip_bad` decides only
+        whether a bad record stops the run, so a stopped run can go on with it.
+        """
+        whole = super().identity()
+        return {key: whole[key] for key in whole if key not in ("include", "skip_bad")}
+
+
+@dataclass(frozen=True)
+class FitFactorsConfig(StageConfig):
+    curvature: str = "ekfac"
+    modules: str = "mlp"
+    blocks: int = 1
+    labels: str = "sampled"
+    label_samples: int = 1
+    max_sequences: int | None = None
+    dtype: str = "auto"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class PreconditionConfig(StageConfig):
+    curvature: str = "auto"
+    """auto takes what the factors were fitted for."""
+    rank: int | None = 32
+    """None keeps the full matrices."""
+    damping_factor: float | None = 0.1
+    damping: float | None = None
+    """An absolute damping; replaces the factor."""
+    bos: bool = False
+    dtype: str = "auto"
+
+
+@dataclass(frozen=True)
+class TfidfConfig(StageConfig):
+    top: int = 10_000
+    scorer: str = "paper"
+
+
+@dataclass(frozen=True)
+class ScanConfig(StageConfig):
+    route: str = "auto"
+    start: int = 0
+    stop: int | None = None
+    layers: str | None = None
+    top_k: int = 100
+    dtype: str = "auto"
+
+
+@dataclass(frozen=True)
+class AttributeConfig(StageConfig):
+    top_k: int = 20
+    dtype: str = "auto"
+
+
+@dataclass(frozen=True)
+class ReportConfig(StageConfig):
+    formats: tuple[str, ...] = field(default=("html",))
+    top_k: int = 20
+    dataset_size: int | None = None

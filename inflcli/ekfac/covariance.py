@@ -1,0 +1,45 @@
+"""Uncentred covariances of activations and output gradients (Eq. 16). Axes: rows [n, D]."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def block_sizes(size: int, blocks: int) -> list[int]:
+    """Cut `size` into `blocks` parts as equal as can be (the bias column makes sizes odd)."""
+    return [len(part) for part in torch.arange(size).tensor_split(min(blocks, size))]
+
+
+@dataclass
+class CovarianceSum:
+    """Running sum of x xᵀ, kept as the diagonal blocks of the block-diagonal variant (Eq. 33).
+
+    `blocks` are [D_o, D_o] with sum D_o = D; one block is the full matrix. `count` is the number
+    of rows in the sum.
+    """
+
+    blocks: list[Tensor]
+    count: int = 0
+
+    @classmethod
+    def zeros(
+        cls, size: int, blocks: int, dtype: torch.dtype, device: torch.device
+    ) -> CovarianceSum:
+        sizes = block_sizes(size, blocks)
+        return cls([torch.zeros(part, part, dtype=dtype, device=device) for part in sizes])
+
+    def add(self, rows: Tensor) -> None:
+        """Add rows [n, D]. Cost: n · sum D_o² MACs."""
+        rows = rows.to(self.blocks[0].dtype)
+        parts = rows.split([block.shape[0] for block in self.blocks], dim=1)
+        for block, part in zip(self.blocks, parts, strict=True):
+            block.addmm_(part.T, part)
+        self.count += rows.shape[0]
+
+    def mean(self) -> list[Tensor]:
+        """E[x xᵀ] block by block, in float64, symmetrised."""
+        scaled = [block.double() / max(self.count, 1) for block in self.blocks]
+        return [(block + block.T) / 2 for block in scaled]

@@ -1,0 +1,1 @@
+"""Loading a model, finding its tracked modules, and capturing (a, g) from its passes."""

@@ -1,0 +1,91 @@
+"""Batches of token sequences, grouped so that little is padding.
+
+Sequences are padded on the right: in a causal model nothing before the padding sees it, so a
+sequence's values do not depend on its neighbours in the batch, and no attention mask is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+_TOKENS_A_BATCH = 8192
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`tokens` [B, T] int64 on the device, `predicted` [B, T] bool: positions whose *successor*
+    counts in the loss, `ids` [B]: the sequences' numbers in the corpus."""
+
+    tokens: Tensor
+    predicted: Tensor
+    ids: NDArray[np.int64]
+
+    @property
+    def count(self) -> int:
+        """Predicted tokens in the batch."""
+        return int(self.predicted.sum())
+
+    @property
+    def extents(self) -> list[int]:
+        """Positions of each sequence up to its last predicted one: beyond them g is zero."""
+        position = torch.arange(1, self.predicted.shape[1] + 1, device=self.predicted.device)
+        return [int(last) for last in (self.predicted * position).amax(1)]
+
+
+def plan_batches(
+    ids: NDArray[np.int64], lengths: NDArray[np.int32], batch_size: int | None
+) -> list[NDArray[np.int64]]:
+    """Cut `ids` into batches of sequences of similar length, longest first.
+
+    `lengths` are those of `ids`. Without a batch size a batch holds about 8,192 tokens. The
+    order is fixed, so that a resumed run adds in the same order.
+    """
+    order = np.argsort(-lengths.astype(np.int64), kind="stable")
+    batches, first = [], 0
+    while first < len(order):
+        longest = max(int(lengths[order[first]]), 1)
+        size = batch_size or max(1, _TOKENS_A_BATCH // longest)
+        batches.append(ids[order[first : first + size]])
+        first += size
+    return batches
+
+
+def make_batch(
+    ids: NDArray[np.int64],
+    tokens: NDArray[np.int64],
+    lengths: NDArray[np.int32],
+    device: torch.device,
+    first_predicted: NDArray[np.int64] | None = None,
+) -> Batch:
+    """Build a batch from `tokens` [B, T], cut to the longest of `lengths` [B].
+
+    Position t is predicted when t + 1 is within the sequence, and, with `first_predicted` [B],
+    when t + 1 is at or after that token (the completion's first).
+    """
+    longest = max(int(lengths.max()), 1)
+    position = np.arange(longest)[None, :]
+    predicted = position + 1 < lengths[:, None]
+    if first_predicted is not None:
+        predicted &= position + 1 >= first_predicted[:, None]
+    return Batch(
+        torch.from_numpy(np.ascontiguousarray(tokens[:, :longest])).to(device),
+        torch.from_numpy(predicted).to(device),
+        ids,
+    )
+
+
+def read_batches(
+    plans: list[NDArray[np.int64]],
+    take: Callable[[NDArray[np.int64]], NDArray[np.int64]],
+    lengths: NDArray[np.int32],
+    device: torch.device,
+) -> Iterator[Batch]:
+    """Read planned batches through `take(ids) -> tokens [B, T]`; `lengths` is the corpus's."""
+    for ids in plans:
+        yield make_batch(ids, take(ids), lengths[ids], device)

@@ -1,0 +1,113 @@
+"""Loading a causal language model, frozen and checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from inflcli.artifacts import fingerprint
+from inflcli.artifacts.manifest import Input
+from inflcli.errors import BadInput, CorruptArtifact, NumericalFault
+from inflcli.model.resolve import resolve_folder
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A frozen model in evaluation mode."""
+
+    network: nn.Module
+    folder: Path
+    device: torch.device
+    dtype: torch.dtype
+    context: int | None
+    """Longest sequence that the positions allow; None when the config does not say."""
+
+    @property
+    def vocabulary(self) -> int:
+        return int(self.network.get_input_embeddings().num_embeddings)  # type: ignore[operator]
+
+    @property
+    def statistics_dtype(self) -> torch.dtype:
+        """Sums are kept in float32, in float64 for a float64 model."""
+        return torch.float64 if self.dtype == torch.float64 else torch.float32
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` takes a GPU if there is one. Raises BadInput for a device that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise BadInput(f"--device {name} cannot be used ({reason})") from error
+    return device
+
+
+def dtype_name(wanted: str, model: str, device: str) -> str:
+    """Resolve `auto`: float32 on a CPU, the model's own type on a GPU."""
+    if wanted != "auto":
+        return wanted
+    if pick_device(device).type == "cpu":
+        return "float32"
+    config = _load_config(resolve_folder(model, weights=True))
+    return str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
+
+
+def identify(name: str) -> tuple[Input, Input]:
+    """Fingerprints of a model's weights and of its tokenizer, without loading it."""
+    folder = resolve_folder(name, weights=True)
+    if not (folder / "config.json").is_file():
+        raise BadInput(f"{name} holds no config.json: it is not a model folder")
+    return fingerprint.of_model(folder, name), fingerprint.of_tokenizer(folder, name)
+
+
+def load_model(name: str, *, device: str, dtype: str) -> LoadedModel:
+    """Load, freeze and check a causal language model.
+
+    Raises BadInput when the folder holds no causal language model, CorruptArtifact for damaged
+    weights, NumericalFault naming the first parameter that holds NaN or infinity.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    # Its bars and remarks on unused weights would break into ours.
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    folder = resolve_folder(name, weights=True)
+    config = _load_config(folder)
+    target, element = pick_device(device), getattr(torch, dtype)
+    try:
+        network = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=element)
+    except Exception as error:  # safetensors, pickle and transformers each raise their own
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        kind = CorruptArtifact if "SafetensorError" in type(error).__name__ else BadInput
+        raise kind(f"cannot load a causal language model from {name} ({reason})") from error
+    network.requires_grad_(False).eval().to(target)
+    check_finite(network)
+    context = getattr(config, "max_position_embeddings", None)
+    return LoadedModel(network, folder, target, element, context)
+
+
+def check_finite(network: nn.Module) -> None:
+    """Raise NumericalFault naming the first parameter that is not finite."""
+    for name, value in network.named_parameters():
+        if not torch.isfinite(value).all():
+            raise NumericalFault(
+                f"parameter {name} of the model holds NaN or infinity", "check the model's files"
+            )
+
+
+def _load_config(folder: Path) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except Exception as error:  # OSError, ValueError, KeyError by kind of damage
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BadInput(f"cannot read a model config from {folder} ({reason})") from error

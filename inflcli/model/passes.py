@@ -1,0 +1,149 @@
+"""Forward and backward passes of a log-likelihood, with the logits in chunks.
+
+Every gradient in this programme is that of a log-probability, summed over predicted tokens:
+`g = d/d(output) sum_t log p(y_t | x_<=t)`. (With the loss, both sides of an influence change sign
+and the product is the same; the curvature is even in g.)
+
+Where the output head is a plain linear map, the model runs with the head skipped, and the gradient
+with respect to the final hidden states comes from `(onehot(y) - softmax(h Wᵀ)) W` in chunks of
+positions: [tokens, vocabulary] never exists for more than a chunk, and no graph is kept for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from inflcli.model.batches import Batch
+from inflcli.model.capture import Capture, Consumer
+from inflcli.model.labels import Labels, SampledLabels, sample
+from inflcli.model.load import LoadedModel
+from inflcli.model.tracked import TrackedModule
+
+_CHUNK_ELEMENTS = 1 << 24
+"""Logits held at once (64 MiB in float32)."""
+
+
+@dataclass
+class Passes:
+    """Runs batches through a model. Build with `for_model`, which finds out about its head."""
+
+    model: LoadedModel
+    modules: Sequence[TrackedModule]
+    head: nn.Linear | None
+    """The output head when the logits are exactly its output; None takes the model's own logits."""
+
+    @classmethod
+    def for_model(cls, model: LoadedModel, modules: Sequence[TrackedModule]) -> Passes:
+        head = _plain_head(model)
+        if head is not None and any(
+            model.network.get_submodule(module.name) is head for module in modules
+        ):
+            head = None  # a tracked head must see its gradient like any other module
+        return cls(model, modules, head)
+
+    def run(self, batch: Batch, labels: Sequence[Labels], consume: Consumer) -> Tensor:
+        """One forward, and one backward for each entry of `labels`.
+
+        `consume(module, a, g)` is called once a module and backward. Returns the log-probability
+        of the last labels, [B, T], 0 where nothing is predicted. Cost: the forward, and the
+        backward through activations down to the lowest tracked module.
+        """
+        capture = Capture(self.model.network, self.modules, consume, batch.tokens.shape)
+        with torch.enable_grad(), capture:
+            top = self._forward(batch.tokens)
+            for number, kind in enumerate(labels):
+                again = number + 1 < len(labels)
+                capture.keep_inputs = again
+                gradient, log_p = self._gradient_at_top(top.detach(), batch, kind)
+                top.backward(gradient, retain_graph=again)
+        return log_p
+
+    def log_probabilities(self, batch: Batch, labels: Labels) -> Tensor:
+        """Forward only: log p of every predicted token, [B, T]."""
+        with torch.no_grad():
+            return self._gradient_at_top(self._forward(batch.tokens), batch, labels)[1]
+
+    def _forward(self, tokens: Tensor) -> Tensor:
+        """Hidden states before the head [B, T, D], or the logits [B, T, V] without a plain head."""
+        network = self.model.network
+        if self.head is None:
+            return network(input_ids=tokens, use_cache=False).logits
+        with _skip_head(self.head) as hidden:
+            network(input_ids=tokens, use_cache=False)
+        return hidden[0]
+
+    def _gradient_at_top(
+        self, top: Tensor, batch: Batch, labels: Labels
+    ) -> tuple[Tensor, Tensor]:
+        """d(sum log p)/d(top), zero where nothing is predicted, and log p [B, T]."""
+        rows = batch.predicted.flatten().nonzero().squeeze(-1)
+        flat = top.reshape(-1, top.shape[-1])
+        sampled = isinstance(labels, SampledLabels)
+        drawn = labels.uniforms(batch) if sampled else labels.targets(batch)  # type: ignore[union-attr]
+        drawn = drawn.flatten()[rows]
+        gradient = torch.zeros_like(flat)
+        log_p = torch.zeros(flat.shape[0], dtype=self.model.statistics_dtype, device=flat.device)
+        step = max(1, _CHUNK_ELEMENTS // self.model.vocabulary)
+        with torch.no_grad():
+            for part, given in zip(rows.split(step), drawn.split(step), strict=True):
+                hidden = flat[part]
+                logits = hidden if self.head is None else self.head(hidden)
+                slope, value = _slope(logits.to(log_p.dtype), given, sampled)
+                slope = slope.to(flat.dtype)
+                gradient[part] = slope if self.head is None else slope @ self.head.weight
+                log_p[part] = value
+        return gradient.view_as(top), log_p.view(batch.tokens.shape)
+
+
+def _slope(logits: Tensor, given: Tensor, sampled: bool) -> tuple[Tensor, Tensor]:
+    """`onehot(y) - softmax(logits)` [n, V] and log p(y) [n]; overwrites `logits`.
+
+    `given` are the labels y, or the uniform numbers to draw them with.
+    """
+    logits -= logits.amax(-1, keepdim=True)
+    # The true label's logit is read before exp(): a probability may underflow, its log may not.
+    chosen = None if sampled else logits.gather(-1, given.unsqueeze(-1))
+    probabilities = logits.exp_()
+    total = probabilities.sum(-1, keepdim=True)
+    target = (sample(probabilities, given) if sampled else given).unsqueeze(-1)
+    if chosen is None:
+        chosen = probabilities.gather(-1, target).log()
+    slope = probabilities.div_(total).neg_()
+    slope.scatter_add_(-1, target, torch.ones_like(target, dtype=slope.dtype))
+    return slope, (chosen - total.log()).squeeze(-1)
+
+
+@contextmanager
+def _skip_head(head: nn.Module) -> Iterator[list[Tensor]]:
+    """Let the model run its head on no position, and hand out what the head would have read."""
+    hidden: list[Tensor] = []
+
+    def hook(module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor]:
+        hidden.append(arguments[0])
+        return (arguments[0][:, :0],)
+
+    handle = head.register_forward_pre_hook(hook)
+    try:
+        yield hidden
+    finally:
+        handle.remove()
+
+
+def _plain_head(model: LoadedModel) -> nn.Linear | None:
+    """The output head, if the logits equal its output (no soft cap, scale or projection after)."""
+    network = model.network
+    head = network.get_output_embeddings()  # type: ignore[operator]
+    if type(head) is not nn.Linear:
+        return None
+    tokens = torch.arange(4, device=model.device).remainder(model.vocabulary)[None]
+    with torch.no_grad():
+        logits = network(input_ids=tokens, use_cache=False).logits
+        with _skip_head(head) as hidden:
+            network(input_ids=tokens, use_cache=False)
+        same = torch.allclose(head(hidden[0]).to(logits), logits, rtol=1e-3, atol=1e-3)
+    return head if same else None

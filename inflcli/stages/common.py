@@ -1,0 +1,82 @@
+"""What several stages need: checks between inputs, and loops that record their progress."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from inflcli.artifacts.corpus import CorpusReader
+from inflcli.artifacts.folder import Artifact
+from inflcli.artifacts.manifest import Input
+from inflcli.errors import BadInput, NumericalFault, StaleArtifact
+from inflcli.model.load import LoadedModel
+from inflcli.model.tracked import TrackedModule
+
+
+def result(artifact: Artifact, *, fresh: bool, summary: str) -> dict[str, Any]:
+    """What every stage returns. `fresh` says that there was nothing to do."""
+    return {
+        "artifact": str(artifact.path),
+        "stage": artifact.manifest.stage,
+        "fingerprint": artifact.fingerprint,
+        "fresh": fresh,
+        "summary": summary,
+        "counts": artifact.manifest.counts,
+    }
+
+
+def up_to_date(path: Path, stage: str) -> dict[str, Any]:
+    return result(Artifact.open(path, stage), fresh=True, summary="up to date")
+
+
+def require_same_tokenizer(corpus: CorpusReader, tokenizer: Input) -> None:
+    """Refuse a model whose tokenizer did not make the corpus. Raises StaleArtifact."""
+    if corpus.tokenizer_fingerprint != tokenizer.fingerprint:
+        raise StaleArtifact(
+            f"{corpus.artifact.path} was tokenised with another tokenizer than {tokenizer.path}'s",
+            f"prepare it again: inflcli prepare --tokenizer {tokenizer.path} ...",
+        )
+
+
+def require_context(corpus: CorpusReader, model: LoadedModel) -> None:
+    """Refuse sequences longer than the model's positions. Raises BadInput."""
+    if model.context is not None and corpus.seq_len > model.context:
+        raise BadInput(
+            f"the corpus has sequences of {corpus.seq_len} tokens, the model takes {model.context}",
+            f"prepare it again with --seq-len {model.context} or less",
+        )
+
+
+def tracked_from(fields: list[dict[str, Any]]) -> list[TrackedModule]:
+    """Tracked modules as an artifact's manifest lists them."""
+    return [TrackedModule(**item) for item in fields]
+
+
+def require_finite(value: torch.Tensor, what: str, module: str) -> None:
+    """Stop at NaN or infinity. Raises NumericalFault naming the module."""
+    if not torch.isfinite(value).all():
+        raise NumericalFault(
+            f"{what} of module {module} is not finite",
+            "try --dtype float32; if it stays, look for NaN in the model or a damping of 0",
+        )
+
+
+@dataclass
+class Checkpoints:
+    """Says when it is time to record progress: every `seconds`."""
+
+    seconds: float
+    _last: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._last = time.monotonic()
+
+    def due(self) -> bool:
+        if time.monotonic() - self._last < self.seconds:
+            return False
+        self._last = time.monotonic()
+        return True

@@ -1,0 +1,135 @@
+"""The fit's running sums, as consumers of (a, g): what a pass adds to, saves and restores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from inflcli.ekfac import Basis, CorrectedSum, CovarianceSum
+from inflcli.model.batches import Batch
+from inflcli.model.load import LoadedModel
+from inflcli.model.tracked import TrackedModule
+from inflcli.stages.common import require_finite
+
+
+class Statistics(Protocol):
+    """Sums that a pass over the corpus fills."""
+
+    def begin(self, batch: Batch) -> None:
+        """Called before the passes of a batch."""
+
+    def consume(self, module: TrackedModule, a: Tensor, g: Tensor) -> None:
+        """Add one module's part of a backward pass."""
+
+    def state(self) -> dict[str, Tensor]:
+        """The sums, by a name that `restore` understands."""
+
+    def counts(self) -> dict[str, Any]:
+        """The counts that belong to the sums."""
+
+    def restore(self, state: Mapping[str, Tensor], counts: Mapping[str, Any]) -> None:
+        """Go on from saved sums."""
+
+    def check(self) -> None:
+        """Raise NumericalFault if a sum is not finite."""
+
+
+class CovarianceStatistics:
+    """A per distinct input and S per module, over predicted tokens."""
+
+    def __init__(self, modules: Sequence[TrackedModule], blocks: int, model: LoadedModel) -> None:
+        kind = (model.statistics_dtype, model.device)
+        self.inputs = {
+            module.name: CovarianceSum.zeros(module.inputs, blocks, *kind)
+            for module in modules
+            if module.name == module.shares_input_with
+        }
+        self.outputs = {
+            module.name: CovarianceSum.zeros(module.outputs, blocks, *kind) for module in modules
+        }
+        self.tokens = 0
+        self._rows = torch.empty(0)
+        self._added: set[str] = set()
+
+    def begin(self, batch: Batch) -> None:
+        self._rows = batch.predicted.flatten().nonzero().squeeze(-1)
+        self._added = set()
+        self.tokens += len(self._rows)
+
+    def consume(self, module: TrackedModule, a: Tensor, g: Tensor) -> None:
+        # A does not depend on the labels: once a batch, whoever of the sharers comes first.
+        shared = module.shares_input_with
+        if shared not in self._added:
+            self._added.add(shared)
+            self.inputs[shared].add(a.flatten(0, 1)[self._rows])
+        self.outputs[module.name].add(g.flatten(0, 1)[self._rows])
+
+    def state(self) -> dict[str, Tensor]:
+        return {
+            f"{side}:{name}:{number}": block
+            for side, sums in (("A", self.inputs), ("S", self.outputs))
+            for name, total in sums.items()
+            for number, block in enumerate(total.blocks)
+        }
+
+    def counts(self) -> dict[str, Any]:
+        rows = {f"A:{name}": total.count for name, total in self.inputs.items()}
+        rows |= {f"S:{name}": total.count for name, total in self.outputs.items()}
+        return {"tokens": self.tokens, "rows": rows}
+
+    def restore(self, state: Mapping[str, Tensor], counts: Mapping[str, Any]) -> None:
+        self.tokens = counts["tokens"]
+        for side, sums in (("A", self.inputs), ("S", self.outputs)):
+            for name, total in sums.items():
+                total.count = counts["rows"][f"{side}:{name}"]
+                for number, block in enumerate(total.blocks):
+                    block.copy_(state[f"{side}:{name}:{number}"])
+
+    def check(self) -> None:
+        for what, sums in (("input covariance", self.inputs), ("gradient covariance", self.outputs)):
+            for name, total in sums.items():
+                for block in total.blocks:
+                    require_finite(block, what, name)
+
+
+class CorrectedStatistics:
+    """Λ per module, over sequences."""
+
+    def __init__(
+        self,
+        modules: Sequence[TrackedModule],
+        bases: Mapping[str, tuple[Basis, Basis]],
+        model: LoadedModel,
+    ) -> None:
+        self.bases = bases
+        self.sums = {
+            module.name: CorrectedSum.zeros(
+                module.outputs, module.inputs, model.statistics_dtype, model.device
+            )
+            for module in modules
+        }
+        self._extents: list[int] = []
+
+    def begin(self, batch: Batch) -> None:
+        self._extents = batch.extents
+
+    def consume(self, module: TrackedModule, a: Tensor, g: Tensor) -> None:
+        self.sums[module.name].add(a, g, self._extents, *self.bases[module.name])
+
+    def state(self) -> dict[str, Tensor]:
+        return {name: total.total for name, total in self.sums.items()}
+
+    def counts(self) -> dict[str, Any]:
+        return {name: total.count for name, total in self.sums.items()}
+
+    def restore(self, state: Mapping[str, Tensor], counts: Mapping[str, Any]) -> None:
+        for name, total in self.sums.items():
+            total.count = counts[name]
+            total.total.copy_(state[name])
+
+    def check(self) -> None:
+        for name, total in self.sums.items():
+            require_finite(total.total, "second moment", name)
