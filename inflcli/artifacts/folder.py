@@ -18,12 +18,14 @@ from inflcli.artifacts import files
 from inflcli.artifacts.manifest import FILE_NAME, Identity, Input, Manifest, read_manifest
 from inflcli.errors import BadInput, CorruptArtifact, MissingArtifact, StaleArtifact
 
+SUFFIX = ".partial"
+"""Ends the name of a folder that is not complete."""
 _PROGRESS = "progress.json"
 _IDENTITY = "identity.json"
 
 
 def partial_path(path: Path) -> Path:
-    return path.with_name(path.name + ".partial")
+    return path.with_name(path.name + SUFFIX)
 
 
 @dataclass(frozen=True)
@@ -260,6 +262,20 @@ def _is_current(path: Path, identity: Identity) -> bool:
     raise StaleArtifact(
         f"{path} was made with other settings or inputs: {changes}",
         "replace it with --overwrite, or choose another --out",
+    )
+
+
+def read_partial(folder: Path) -> tuple[Identity | None, dict[str, Any]]:
+    """Identity and progress of an unfinished artifact, as far as it has them.
+
+    Raises CorruptArtifact when what is there cannot be read.
+    """
+    if (folder / FILE_NAME).is_file():  # whole, but for its name
+        return read_manifest(folder).identity, {}
+    identity, progress = folder / _IDENTITY, folder / _PROGRESS
+    return (
+        _read_identity(identity) if identity.is_file() else None,
+        files.read_json(progress) if progress.is_file() else {},
     )
 
 
