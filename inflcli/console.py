@@ -90,9 +90,7 @@ class _BarMeter(Meter):
 
     def advance(self, amount: int) -> None:
         super().advance(amount)
-        self._bar.update(
-            self._task, completed=self.done, rate=f"{self.rate():.1f} {self.unit}/s"
-        )
+        self._bar.update(self._task, completed=self.done, rate=f"{self.rate():.1f} {self.unit}/s")
 
 
 @contextmanager

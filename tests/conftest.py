@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,14 @@ from tiny import SHAPES, TEXTS, save_model, save_tokenizer
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for one another
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_fsync() -> Iterator[None]:
+    """Nothing here survives a power loss, and fsync takes more time than the rest of a test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -50,7 +58,11 @@ def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_queries(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A query file."""
     path = tmp_path_factory.mktemp("queries") / "queries.jsonl"
-    pairs = [("The sun is", " a star."), ("Water boils at", " one hundred"), ("Two and two", " four")]
+    pairs = [
+        ("The sun is", " a star."),
+        ("Water boils at", " one hundred"),
+        ("Two and two", " four"),
+    ]
     lines = [
         json.dumps({"id": f"q{i}", "prompt": prompt, "completion": completion})
         for i, (prompt, completion) in enumerate(pairs)

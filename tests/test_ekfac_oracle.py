@@ -73,7 +73,11 @@ def case(request, tiny_model, tiny_text, tiny_queries, tmp_path_factory) -> Case
     shape, dtype = request.param.split()
     run, model = tmp_path_factory.mktemp("run"), tiny_model(shape)
     prepare(
-        [str(tiny_text)], str(model), run / "corpus", PrepareConfig(seq_len=24, per_line=True), RUNTIME
+        [str(tiny_text)],
+        str(model),
+        run / "corpus",
+        PrepareConfig(seq_len=24, per_line=True),
+        RUNTIME,
     )
     fit = FitFactorsConfig(max_sequences=SEQUENCES, dtype=dtype, seed=3)
     fit_factors(str(model), run / "corpus", run / "factors", fit, RUNTIME)

@@ -20,10 +20,10 @@ from transformers import (
 VOCABULARY = 300
 CONTEXT = 64
 
-_WORDS = (
-    "sun star water boils river stone green light moon hundred degrees two four road house "
-    "tree bird sings over under the a of and is was with by near many old new"
-).split()
+_WORDS = """
+sun star water boils river stone green light moon hundred degrees two four road house tree bird
+sings over under the a of and is was with by near many old new
+""".split()
 
 
 def _text(seed: int) -> str:
@@ -90,9 +90,9 @@ def save_tokenizer(folder: Path) -> None:
     )
     tokenizer.train_from_iterator(TEXTS, trainer)
     end = "<|endoftext|>"
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end, bos_token=end).save_pretrained(
-        folder
-    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=end, bos_token=end
+    ).save_pretrained(folder)
 
 
 def save_model(folder: Path, config: Any, seed: int = 0) -> None:

@@ -113,13 +113,14 @@ class ArtifactWriter:
     ) -> Self | None:
         """Start or resume; None when `path` already holds this very artifact.
 
-        Raises StaleArtifact when `path` holds something made with other settings or inputs and
-        `overwrite` is not given, BadInput when it is not an artifact at all.
+        Without `overwrite`, raises StaleArtifact when `path` holds something made with other
+        settings or inputs, and CorruptArtifact when it is damaged; with it, the old artifact is
+        replaced once the new one is complete. Raises BadInput when `path` is no artifact at all.
         """
-        if path.exists() and not overwrite and _is_current(path, identity):
-            return None
         if path.exists() and not (path / FILE_NAME).is_file():
             raise BadInput(f"{path} exists and is not an artifact", "choose another --out")
+        if path.exists() and _is_current(path, identity, overwrite):
+            return None
         writer = cls(path, identity, {}, command)
         with files.write_errors(path):
             if writer._is_whole():
@@ -248,16 +249,21 @@ def describe_files(folder: Path, leave_out: Collection[Path] = ()) -> dict[str, 
     }
 
 
-def _is_current(path: Path, identity: Identity) -> bool:
-    """Whether `path` holds a sound artifact with this identity; StaleArtifact if another's."""
-    if not (path / FILE_NAME).is_file():
-        return False
-    manifest = read_manifest(path)
-    check_files(path, manifest)
+def _is_current(path: Path, identity: Identity, overwrite: bool) -> bool:
+    """Whether `path` holds a sound artifact with this identity; if not, whether it may go."""
+    try:
+        manifest = read_manifest(path)
+        check_files(path, manifest)
+    except CorruptArtifact:
+        if overwrite:
+            return False
+        raise
     if manifest.fingerprint == identity.digest():
         return True
     if manifest.stage != identity.stage:
         raise BadInput(f"{path} was written by inflcli {manifest.stage}", "choose another --out")
+    if overwrite:
+        return False
     changes = "; ".join(identity.differences(manifest.identity))
     raise StaleArtifact(
         f"{path} was made with other settings or inputs: {changes}",

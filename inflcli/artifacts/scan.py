@@ -17,7 +17,7 @@ from inflcli.artifacts import groups
 from inflcli.artifacts.folder import Artifact
 from inflcli.artifacts.groups import ArraySpec
 
-CHUNK = 1024
+CHUNK = 256
 """Sequences a zarr chunk, and the unit of a scan's progress."""
 UNITS = "nats times number of training sequences (unscaled influence on the query's log p)"
 
@@ -63,12 +63,15 @@ def write(
     groups.array(group, "layer_scores")[:, span] = layer_scores
 
 
-def write_top(
-    group: zarr.Group, ids: NDArray[np.int64], scores: NDArray[np.float32]
-) -> None:
+def write_top(group: zarr.Group, ids: NDArray[np.int64], scores: NDArray[np.float32]) -> None:
     """Write the top-k of both signs, [Q, 2, K] each."""
     groups.array(group, "top_ids")[...] = ids
     groups.array(group, "top_scores")[...] = scores
+
+
+def chunk_files(folder: Path, number: int) -> list[Path]:
+    """The files that `write` makes for chunk `number` of the columns."""
+    return [folder / f"scores/c/0/{number}", folder / f"layer_scores/c/0/{number}/0"]
 
 
 @dataclass(frozen=True)

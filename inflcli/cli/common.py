@@ -17,7 +17,8 @@ PIPELINE = "Pipeline, in its order"
 INSPECT = "Look"
 
 Model = Annotated[
-    str, typer.Option("--model", help="A Hugging Face model folder or hub name.", show_default=False)
+    str,
+    typer.Option("--model", help="A Hugging Face model folder or hub name.", show_default=False),
 ]
 Corpus = Annotated[Path, typer.Option("--corpus", help="A corpus made by prepare.")]
 Out = Annotated[Path, typer.Option("--out", help="The artifact folder to write.")]
@@ -26,7 +27,7 @@ QueryFile = Annotated[
 ]
 Queries = Annotated[Path, typer.Option("--queries", help="Queries made by precondition.")]
 Device = Annotated[
-    str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps. auto takes a GPU if any.")
+    str, typer.Option("--device", help="auto, cpu, cuda or cuda:1; auto takes a GPU if any.")
 ]
 Dtype = Annotated[
     str,
@@ -42,7 +43,9 @@ BatchSize = Annotated[
 Seed = Annotated[int, typer.Option("--seed", help="Seed of the sampled pseudo-labels.")]
 Overwrite = Annotated[
     bool,
-    typer.Option("--overwrite", help="Replace an artifact made with other settings or inputs."),
+    typer.Option(
+        "--overwrite", help="Replace what was made with other settings or inputs, or is damaged."
+    ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and errors.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="More details.")]
@@ -63,9 +66,7 @@ def start(*, quiet: bool, verbose: bool, debug: bool) -> None:
     console.set_level(console.QUIET if quiet else console.VERBOSE if verbose else console.NORMAL)
 
 
-def runtime(
-    *, device: str = "auto", batch_size: str = "auto", overwrite: bool = False
-) -> Runtime:
+def runtime(*, device: str = "auto", batch_size: str = "auto", overwrite: bool = False) -> Runtime:
     """Build the runtime settings. Raises BadInput for a batch size that is not one."""
     size = None
     if batch_size != "auto":

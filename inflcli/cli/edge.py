@@ -35,7 +35,9 @@ def at_the_edge(command: Callable[..., None]) -> Callable[..., None]:
                 stderr.print_exception()
             message, hint, code = describe(error)
             line = escape(" ".join(message.split()))
-            stderr.print(f"[bold red]error:[/bold red] {line}" + (f" ({escape(hint)})" * bool(hint)))
+            stderr.print(
+                f"[bold red]error:[/bold red] {line}" + (f" ({escape(hint)})" * bool(hint))
+            )
             raise typer.Exit(code) from None
 
     return wrapped

@@ -41,7 +41,7 @@ def command(
         ),
     ] = "sampled",
     label_samples: Annotated[
-        int, typer.Option("--label-samples", min=1, help="Label sets drawn per sequence.")
+        int, typer.Option("--label-samples", min=1, max=1024, help="Label sets drawn per sequence.")
     ] = 1,
     max_sequences: Annotated[
         int | None,

@@ -17,9 +17,7 @@ PANEL = common.PIPELINE
 
 def command(
     model: common.Model,
-    factors: Annotated[
-        Path, typer.Option("--factors", help="Factors made by fit-factors.")
-    ],
+    factors: Annotated[Path, typer.Option("--factors", help="Factors made by fit-factors.")],
     queries: common.QueryFile,
     out: common.Out,
     rank: Annotated[

@@ -59,7 +59,8 @@ class _ZstdStream(io.RawIOBase):
             import zstandard
         except ImportError as error:
             raise BadInput(
-                f"{path} needs the package zstandard", "pip install zstandard, or unpack the file"
+                f"{path} needs the package zstandard",
+                "pip install 'inflcli[formats]', or unpack it",
             ) from error
         self._raw = raw
         self._new = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj

@@ -14,7 +14,7 @@ from typing import Any
 from inflcli.corpus.documents import Document
 from inflcli.errors import BadInput
 
-PIECE_CHARS = 1 << 20
+PIECE_CHARS = 1 << 18
 CONTEXT = 1024
 
 

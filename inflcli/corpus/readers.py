@@ -113,7 +113,9 @@ def _parquet(source: TextSource, options: ReadOptions, start: int) -> Iterator[R
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise BadInput(f"{source.name} needs the package pyarrow", "pip install pyarrow") from error
+        raise BadInput(
+            f"{source.name} needs the package pyarrow", "pip install 'inflcli[formats]'"
+        ) from error
     try:
         with parquet.ParquetFile(source.path, pre_buffer=False) as table:
             _require_column(source, options.text_field, table.schema_arrow.names)
@@ -135,7 +137,7 @@ def _dataset(source: TextSource, options: ReadOptions, start: int) -> Iterator[R
         import datasets
     except ImportError as error:
         raise BadInput(
-            f"{source.name} needs the package datasets", "pip install datasets"
+            f"{source.name} needs the package datasets", "pip install 'inflcli[datasets]'"
         ) from error
     rows: Any
     try:

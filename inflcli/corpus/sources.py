@@ -146,7 +146,7 @@ def _hub(name: str, split: str) -> TextSource:
     except ImportError as error:
         raise BadInput(
             f"{missing}, and a dataset of the hub needs the package datasets",
-            "check the path, or pip install datasets",
+            "check the path, or pip install 'inflcli[datasets]'",
         ) from error
     try:
         revision = dataset_info(name.partition(":")[0], timeout=20).sha

@@ -77,9 +77,7 @@ class Passes:
             network(input_ids=tokens, use_cache=False)
         return hidden[0]
 
-    def _gradient_at_top(
-        self, top: Tensor, batch: Batch, labels: Labels
-    ) -> tuple[Tensor, Tensor]:
+    def _gradient_at_top(self, top: Tensor, batch: Batch, labels: Labels) -> tuple[Tensor, Tensor]:
         """d(sum log p)/d(top), zero where nothing is predicted, and log p [B, T]."""
         rows = batch.predicted.flatten().nonzero().squeeze(-1)
         flat = top.reshape(-1, top.shape[-1])

@@ -149,15 +149,13 @@ def _layer(name: str, layers: str) -> int:
 
 def _shape(module: nn.Module) -> tuple[int, int, bool]:
     bias = module.bias is not None
-    rows, columns = module.weight.shape  # type: ignore[union-attr, operator, misc]
+    rows, columns = module.weight.shape
     # Conv1D keeps its weight as [inputs, outputs], Linear as [outputs, inputs].
     inputs, outputs = (rows, columns) if isinstance(module, Conv1D) else (columns, rows)
     return inputs + bias, outputs, bias
 
 
-def _shared_inputs(
-    network: nn.Module, chosen: Sequence[tuple[str, nn.Module]]
-) -> dict[str, str]:
+def _shared_inputs(network: nn.Module, chosen: Sequence[tuple[str, nn.Module]]) -> dict[str, str]:
     """Run a few tokens through the model: who runs when, and who reads the same tensor."""
     seen: dict[str, torch.Tensor] = {}
 

@@ -82,9 +82,7 @@ class Fit:
             "share_tracked": share,
             "dtype": config.dtype,
         }
-        console.info(
-            f"tracking {len(self.modules)} modules, {share:.1%} of the model's parameters"
-        )
+        console.info(f"tracking {len(self.modules)} modules, {share:.1%} of the model's parameters")
         for module in self.modules:
             console.detail(f"  {module.name} [{module.outputs}, {module.inputs}]")
         self.timings: dict[str, float] = {}
@@ -164,7 +162,7 @@ class Fit:
             first = self.writer.progress["next"]
             statistics.restore(self.writer.load_state(), self.writer.progress["sums"])
         labels = draw_labels(self.config, stream)
-        due = common.Checkpoints(self.runtime.checkpoint_seconds)
+        checkpoints = common.Checkpoints(self.runtime.checkpoint_seconds)
         started, total = time.monotonic(), sum(len(plan) for plan in plans)
         done = sum(len(plan) for plan in plans[:first])
         batches = read_batches(
@@ -175,10 +173,11 @@ class Fit:
                 statistics.begin(batch)
                 passes.run(batch, labels, statistics.consume)
                 meter.advance(len(batch.ids))
-                if due.due() or number + 1 == len(plans):
+                if checkpoints.due() or number + 1 == len(plans):
                     statistics.check()
                     progress = {"phase": phase, "next": number + 1, "sums": statistics.counts()}
-                    self.writer.save_state(statistics.state(), {**progress, "counts": counts})
+                    with checkpoints.saving():
+                        self.writer.save_state(statistics.state(), {**progress, "counts": counts})
         self.timings[phase] = round(time.monotonic() - started, 3)
 
 

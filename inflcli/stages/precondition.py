@@ -13,8 +13,7 @@ from torch import Tensor
 
 from inflcli import console
 from inflcli.artifacts import factors as factor_store
-from inflcli.artifacts import fingerprint
-from inflcli.artifacts import files
+from inflcli.artifacts import files, fingerprint
 from inflcli.artifacts import queries as store
 from inflcli.artifacts.factors import FactorsReader
 from inflcli.artifacts.folder import Artifact, ArtifactWriter

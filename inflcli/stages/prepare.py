@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from inflcli import console
 from inflcli.artifacts import fingerprint
 from inflcli.artifacts.corpus import STAGE, CorpusLayout, CorpusWriter
@@ -26,10 +28,11 @@ from inflcli.corpus.readers import ReadOptions, read_source
 from inflcli.corpus.sources import TextSource, discover, of_text
 from inflcli.errors import BadInput, InflcliError
 from inflcli.model.resolve import load_tokenizer, resolve_folder
+from inflcli.stages.common import result
 
 COMMIT_SEQUENCES = 1024
-BATCH_CHARS = 1 << 20
-BATCH_PIECES = 2048
+BATCH_CHARS = 1 << 18
+BATCH_PIECES = 1024
 _SHOWN = 10
 
 
@@ -176,8 +179,6 @@ class _Run:
         new = self.corpus.n_sequences - self._committed
         if new < COMMIT_SEQUENCES and waited < self.runtime.checkpoint_seconds:
             return
-        import torch
-
         progress = {
             "sequences": self.corpus.n_sequences,
             "documents": self.corpus.n_documents,
@@ -273,9 +274,4 @@ def _result(artifact: Artifact, *, fresh: bool) -> dict[str, Any]:
     dropped = counts["short"] + counts["empty"]
     if dropped:
         parts.append(f"{dropped} empty or too short")
-    return {
-        "artifact": str(artifact.path),
-        "fresh": fresh,
-        "summary": "; ".join(parts),
-        **counts,
-    }
+    return result(artifact, fresh=fresh, summary="; ".join(parts))

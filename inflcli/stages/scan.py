@@ -157,7 +157,7 @@ class Scan:
                 for number, ids in chunks:
                     self._chunk(group, passes, scorer, number, ids, meter)
                     done.add(number)
-                    written = [self.writer.folder / name for name in ("scores", "layer_scores")]
+                    written = store.chunk_files(self.writer.folder, number)
                     self.writer.commit({"chunks": sorted(done)}, written)
         self._top(group)
         counts = {"sequences": len(self.ids), "queries": len(self.queries.ids)}
@@ -222,9 +222,7 @@ class Scan:
         shape = (len(self.queries.ids), width, len(self.names))
         found = np.full(shape, np.nan, np.float32)
         plans = plan_batches(ids, self.corpus.lengths[ids], self.runtime.batch_size)
-        for batch in read_batches(
-            plans, self.corpus.take, self.corpus.lengths, self.model.device
-        ):
+        for batch in read_batches(plans, self.corpus.take, self.corpus.lengths, self.model.device):
             scorer.begin(len(batch.ids))
             if batch.count:
                 passes.run(batch, [TrueLabels()], scorer.consume)

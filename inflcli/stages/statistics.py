@@ -89,7 +89,10 @@ class CovarianceStatistics:
                     block.copy_(state[f"{side}:{name}:{number}"])
 
     def check(self) -> None:
-        for what, sums in (("input covariance", self.inputs), ("gradient covariance", self.outputs)):
+        for what, sums in (
+            ("input covariance", self.inputs),
+            ("gradient covariance", self.outputs),
+        ):
             for name, total in sums.items():
                 for block in total.blocks:
                     require_finite(block, what, name)

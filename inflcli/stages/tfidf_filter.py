@@ -103,7 +103,7 @@ def _paper(
     if state:
         frequency = state["frequency"]
         top.restore(state["ids"], state["scores"])
-    due = Checkpoints(runtime.checkpoint_seconds)
+    checkpoints = Checkpoints(runtime.checkpoint_seconds)
     done = writer.progress.get("sequences", 0)
     total = len(PASSES) * corpus.n_sequences
     weights = None
@@ -120,11 +120,12 @@ def _paper(
                 top.update(start, tfidf.block_scores(occurrence, weights))
             done += stop - start
             meter.advance(stop - start)
-            if due.due():
+            if checkpoints.due():
                 ids, scores = top.ranked()
                 state = {"frequency": frequency, "ids": ids, "scores": scores}
                 tensors = {name: torch.from_numpy(one) for name, one in state.items()}
-                writer.save_state(tensors, {"sequences": done, "total": total})
+                with checkpoints.saving():
+                    writer.save_state(tensors, {"sequences": done, "total": total})
     return top
 
 

@@ -1,0 +1,134 @@
+"""Geometry of the page's charts: from data to positions, for the template to draw as SVG.
+
+Horizontal positions are percentages, so that a chart takes the width that there is and its
+letters keep their size; heights are pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from inflcli.report.model import Histogram, LayerProfile, SequenceView
+
+HEIGHT = 132
+"""Pixels of the histogram's plot, without its axis."""
+_FLOOR = 0.6
+"""The count at which a bar would have no height: one sequence must still be seen."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    x: float
+    width: float
+    height: float
+    candidate_height: float
+    positive: bool
+    low: float
+    high: float
+    count: int
+    candidates: int | None
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A label at a position: per cent along x, or pixels from the bottom along y."""
+
+    at: float
+    value: float
+
+
+@dataclass(frozen=True)
+class HistogramChart:
+    bars: Sequence[Bar]
+    x_ticks: Sequence[Tick]
+    y_ticks: Sequence[Tick]
+    zero: float
+    shown: Sequence[Tick]
+    """Where the sequences of the page lie."""
+
+
+@dataclass(frozen=True)
+class ProfileRow:
+    """A depth group: shares of the influence of the positive and the negative sequences."""
+
+    name: str
+    positive: float
+    negative: float
+    positive_x: float
+    positive_width: float
+    negative_x: float
+    negative_width: float
+
+
+def histogram_chart(histogram: Histogram, shown: Sequence[SequenceView]) -> HistogramChart:
+    """Bars on a logarithmic count axis."""
+    edges = histogram.edges
+    low, span = edges[0], edges[-1] - edges[0]
+
+    def along(value: float) -> float:
+        return 100 * min(max((value - low) / span, 0.0), 1.0)
+
+    top = max(max(histogram.counts), 10)
+    bars = []
+    for place, count in enumerate(histogram.counts):
+        if count == 0:
+            continue
+        left, right = edges[place], edges[place + 1]
+        inside = None if histogram.candidates is None else histogram.candidates[place]
+        bars.append(
+            Bar(
+                x=along(left),
+                width=along(right) - along(left),
+                height=_height(count, top),
+                candidate_height=_height(inside or 0, top),
+                positive=left + right > 0,
+                low=left,
+                high=right,
+                count=count,
+                candidates=inside,
+            )
+        )
+    decades = [10**power for power in range(int(math.log10(top)) + 1)]
+    return HistogramChart(
+        bars=bars,
+        x_ticks=[Tick(along(value), value) for value in nice_ticks(edges[0], edges[-1])],
+        y_ticks=[Tick(_height(value, top), value) for value in decades],
+        zero=along(0.0),
+        shown=[Tick(along(view.score), view.score) for view in shown],
+    )
+
+
+def _height(count: int, top: int) -> float:
+    if count <= 0:
+        return 0.0
+    return HEIGHT * math.log(count / _FLOOR) / math.log(top / _FLOOR)
+
+
+def nice_ticks(low: float, high: float, wanted: int = 5) -> list[float]:
+    """Round values within low..high, zero among them if it is inside."""
+    raw = (high - low) / wanted
+    power = 10 ** math.floor(math.log10(raw))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw)
+    return [n * step for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def profile_rows(profile: LayerProfile) -> list[ProfileRow]:
+    """One row a depth group, the highest first; bars start at the middle."""
+    positive, negative = _shares(profile.positive), _shares(profile.negative)
+    widest = max(map(abs, [*positive, *negative, 1e-9]))
+    rows = []
+    for name, plus, minus in zip(profile.names, positive, negative, strict=True):
+        spans = [50 * abs(share) / widest for share in (plus, minus)]
+        places = [
+            50.0 - (span if share < 0 else 0.0)
+            for share, span in zip((plus, minus), spans, strict=True)
+        ]
+        rows.append(ProfileRow(name, plus, minus, places[0], spans[0], places[1], spans[1]))
+    return rows[::-1]
+
+
+def _shares(values: Sequence[float]) -> list[float]:
+    total = sum(map(abs, values))
+    return [value / total if total else 0.0 for value in values]

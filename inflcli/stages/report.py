@@ -1,0 +1,125 @@
+"""`report`: what the stages of a run found, for a person to read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from inflcli import __version__, console
+from inflcli.artifacts import files
+from inflcli.artifacts.folder import Artifact, ArtifactWriter
+from inflcli.artifacts.manifest import Identity
+from inflcli.config import ReportConfig, Runtime
+from inflcli.report import html, jsonl, markdown
+from inflcli.report.model import RunView
+from inflcli.stages import common
+from inflcli.stages.report_provenance import provenance
+from inflcli.stages.report_run import Run
+from inflcli.stages.report_views import Views
+
+STAGE = "report"
+TERMINAL = "terminal"
+_RENDERERS: dict[str, tuple[str, Callable[[RunView], str]]] = {
+    "html": ("index.html", html.render),
+    "markdown": ("report.md", markdown.render),
+    "jsonl": ("report.jsonl", jsonl.render),
+}
+FORMATS = (*_RENDERERS, TERMINAL)
+
+
+@dataclass(frozen=True)
+class Reported:
+    """What `report` did: the artifact's result, its files, and the data where it was needed."""
+
+    result: dict[str, Any] | None
+    """None when no file was asked for."""
+    files: Sequence[Path]
+    view: RunView | None
+    """None when the artifact was up to date and no terminal table was asked for."""
+
+
+def report(
+    folder: Path,
+    out: Path | None,
+    config: ReportConfig,
+    runtime: Runtime,
+    tokenizer: str | None = None,
+) -> Reported:
+    """Render the run in `folder` to `out`, and gather its data when a terminal is to show it.
+
+    Cost: one reading of all scores, and of the attributions. Raises MissingArtifact,
+    StaleArtifact, BadInput.
+    """
+    run = Run.open(folder)
+    to_files = tuple(name for name in _RENDERERS if name in config.formats)
+    gather = _Gather(run, config, tokenizer, folder.resolve().name)
+    if not to_files or out is None:
+        return Reported(None, (), gather.view())
+    # The order in which formats were named, and the terminal, leave no trace in the files.
+    identity = Identity(
+        STAGE,
+        replace(config, formats=to_files).identity(),
+        {name: artifact.as_input() for name, artifact in run.artifacts.items()},
+    )
+    writer = ArtifactWriter.begin(
+        out, identity, overwrite=runtime.overwrite, command=runtime.command
+    )
+    paths = [out / _RENDERERS[name][0] for name in to_files]
+    view = gather.view() if writer is not None or TERMINAL in config.formats else None
+    if writer is None or view is None:
+        return Reported(common.up_to_date(out, STAGE), paths, view)
+    artifact = _write(writer, view, to_files)
+    shown = sum(len(query.sequences) for query in view.queries)
+    summary = f"{len(view.queries)} queries, {shown} sequences shown"
+    return Reported(common.result(artifact, fresh=False, summary=summary), paths, view)
+
+
+def _write(writer: ArtifactWriter, view: RunView, formats: Sequence[str]) -> Artifact:
+    for name in formats:
+        file, render = _RENDERERS[name]
+        files.write_bytes(writer.folder / file, render(view).encode("utf-8"))
+    counts = {
+        "queries": len(view.queries),
+        "sequences": sum(len(query.sequences) for query in view.queries),
+    }
+    return writer.finish(counts=counts, details={"formats": list(formats)})
+
+
+@dataclass(frozen=True)
+class _Gather:
+    """Turns the artifacts into plain data, once, when it is needed."""
+
+    run: Run
+    config: ReportConfig
+    tokenizer: str | None
+    title: str
+
+    def view(self) -> RunView:
+        run = self.run
+        views = Views(
+            run.corpus,
+            run.queries,
+            run.scan,
+            run.attribution,
+            run.candidates,
+            run.token_text(self.tokenizer),
+            self.config.top_k,
+            self.config.dataset_size,
+        )
+        with console.progress("report", len(run.queries.ids), unit="queries") as meter:
+            queries = views.build(meter.advance)
+        filtered = None if run.candidates is None else int(run.candidates.ids.shape[1])
+        return RunView(
+            title=self.title,
+            queries=queries,
+            group_names=run.scan.group_names,
+            scanned=int(run.scan.artifact.manifest.counts["sequences"]),
+            corpus_size=run.corpus.n_sequences,
+            dataset_size=self.config.dataset_size,
+            candidates=filtered,
+            attributed=run.attribution is not None,
+            provenance=provenance(run.artifacts, queries),
+            version=__version__,
+        )
