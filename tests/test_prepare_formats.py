@@ -5,13 +5,19 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
+from datetime import date
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from corpus_fixtures import DOCUMENTS, make_corpus, rows_of, write_jsonl
 
+from inflcli.artifacts.corpus import CorpusReader
+from inflcli.config import PrepareConfig, Runtime
 from inflcli.corpus.sources import discover
 from inflcli.errors import BadInput
+from inflcli.stages.prepare import prepare
 
 SETTINGS = {"seq_len": 16}
 
@@ -148,6 +154,72 @@ def test_what_input_may_name(tmp_path: Path) -> None:
             discover([missing])
     with pytest.raises(BadInput, match="holds no"):
         discover([str(folder)], include=["*.py"])
+
+
+def test_include_without_a_folder(tmp_path: Path) -> None:
+    text = write_jsonl(tmp_path / "a.jsonl", DOCUMENTS)
+    with pytest.raises(BadInput, match="no input is a folder"):
+        discover([str(text)], include=["*.py"])
+
+
+def test_hub_dataset(
+    tiny_tokenizer: Path,
+    tmp_path: Path,
+    expected: list[list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With the hub's answers stood in for: pinned to a commit, streamed, any name and config."""
+    datasets = pytest.importorskip("datasets")
+    import huggingface_hub
+
+    asked: list[object] = []
+
+    def load(*args: object, **options: object) -> object:
+        asked.append((args, options["split"], options["revision"], options["streaming"]))
+        return datasets.Dataset.from_dict({"text": DOCUMENTS}).to_iterable_dataset()
+
+    def info(name: str, **_: object) -> object:
+        return SimpleNamespace(sha="abc" if name == "owner/name" else None)
+
+    monkeypatch.setattr(huggingface_hub, "dataset_info", info)
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    out = tmp_path / "corpus"
+    config = PrepareConfig(seq_len=16, split="test")
+    prepare(["owner/name:config"], str(tiny_tokenizer), out, config, Runtime())
+    corpus = CorpusReader.open(out)
+    assert rows_of(corpus) == expected
+    assert asked == [(("owner/name", "config"), "test", "abc", True)]
+    assert corpus.sources(0)[0].document_id == "owner/name:config:1"
+
+
+@pytest.mark.parametrize(
+    ("package", "kind"),
+    [("zstandard", "jsonl.zst"), ("pyarrow", "parquet"), ("datasets", "saved dataset")],
+)
+def test_missing_package_is_named(
+    tiny_tokenizer: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    package: str,
+    kind: str,
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    path = _write(kind, folder)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(BadInput, match=f"needs the package {package}") as caught:
+        make_corpus(path, tiny_tokenizer, tmp_path / "corpus", **SETTINGS)
+    assert caught.value.hint is not None and "pip install" in caught.value.hint
+
+
+def test_dates_in_a_table_are_kept_as_text(tiny_tokenizer: Path, tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = {"text": ["one bird"], "metadata": [{"day": date(2020, 1, 2), "n": 3}]}
+    parquet.write_table(pyarrow.table(rows), tmp_path / "a.parquet")
+    corpus = make_corpus(tmp_path / "a.parquet", tiny_tokenizer, tmp_path / "corpus")
+    assert corpus.sources(0)[0].metadata == {"day": "2020-01-02", "n": 3}
 
 
 def test_parquet_without_the_column(tiny_tokenizer: Path, tmp_path: Path) -> None:

@@ -64,6 +64,7 @@ def test_all_scores(tiny_tokenizer: Path, corpus: CorpusReader) -> None:
     for query, row in zip(queries, found, strict=False):
         np.testing.assert_allclose(row, oracle(documents, query), rtol=1e-6)
     assert not found[-1].any()
+    assert not tfidf.all_scores(corpus.tokens(0, 5), corpus.lengths[:5], [[]]).any()
     assert found[0].max() > 0
 
 

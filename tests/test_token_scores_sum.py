@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -58,8 +59,8 @@ def test_modules_sum_to_their_depth_group(run):
     for query in range(len(groups)):
         found = reader.token_scores(query).sum(-1)
         for group in (0, 1):
-            truth = groups[query, sequences[query], group]
-            assert np.abs(found[:, layer == group].sum(-1) - truth).max() < 1e-5 * np.abs(found).max()
+            off = found[:, layer == group].sum(-1) - groups[query, sequences[query], group]
+            assert np.abs(off).max() < 1e-5 * np.abs(found).max()
 
 
 def test_the_ranks_are_those_of_the_scores(run):
@@ -73,10 +74,8 @@ def test_the_ranks_are_those_of_the_scores(run):
 
 def test_no_influence_where_nothing_is_predicted(run):
     """Neither at a sequence's last token nor in the padding; and some at every other token."""
-    reader, corpus = AttributionReader.open(run.run / "attribution"), CorpusReader.open(
-        run.run / "corpus"
-    )  # fmt: skip
-    lengths, sequences = corpus.lengths, reader.sequences()
+    reader = AttributionReader.open(run.run / "attribution")
+    lengths, sequences = CorpusReader.open(run.run / "corpus").lengths, reader.sequences()
     assert len(set(lengths.tolist())) > 3
     for query in range(len(sequences)):
         found = reader.token_scores(query)
@@ -103,8 +102,6 @@ def test_a_score_that_was_altered_is_refused(run, tmp_path, factor):
 
 def rewrite_sizes(path: Path) -> None:
     """Let the manifest hold the sizes that the files have now."""
-    import json
-
     manifest = json.loads((path / "manifest.json").read_text())
     for name, entry in manifest["files"].items():
         entry["size"] = (path / name).stat().st_size

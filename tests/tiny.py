@@ -20,10 +20,11 @@ from transformers import (
 VOCABULARY = 300
 CONTEXT = 64
 
-_WORDS = """
-sun star water boils river stone green light moon hundred degrees two four road house tree bird
-sings over under the a of and is was with by near many old new
-""".split()
+_WORDS = (
+    *("sun", "star", "water", "boils", "river", "stone", "green", "light", "moon", "hundred"),
+    *("degrees", "two", "four", "road", "house", "tree", "bird", "sings", "over", "under", "the"),
+    *("a", "of", "and", "is", "was", "with", "by", "near", "many", "old", "new"),
+)
 
 
 def _text(seed: int) -> str:

@@ -38,7 +38,6 @@ def write(
         {
             "kind": "inflcli candidates",
             "query_ids": query_ids,
-            "units": {"ids": "sequence of the corpus", "scores": "nats (sum of IDF)"},
             **attributes,
         }
     )

@@ -135,7 +135,8 @@ class CorpusWriter:
         self, document_id: str | None, file: str, line: int, metadata: dict[str, Any]
     ) -> int:
         """Add a document to the table and return its index."""
-        record = json.dumps([document_id, file, line, metadata], separators=(",", ":"))
+        # str for what a table's columns may hold besides JSON's types, such as dates.
+        record = json.dumps([document_id, file, line, metadata], separators=(",", ":"), default=str)
         self.document_records.append(np.frombuffer(record.encode(), np.uint8))
         self.document_offsets.append([self.document_records.rows])
         return self.n_documents - 1

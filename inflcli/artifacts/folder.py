@@ -191,11 +191,11 @@ class ArtifactWriter:
         name = self.progress.get("state")
         return files.read_tensors(self.folder / name) if name else {}
 
-    def drop_state(self, progress: dict[str, Any]) -> None:
-        """Record `progress` and delete the running sums, which it no longer needs."""
+    def drop_state(self, progress: dict[str, Any], written: list[Path] | None = None) -> None:
+        """Record `progress`, as `commit` does, and delete the running sums: it needs them no more."""
         before = self.progress.get("state")
         generation = self.progress.get("generation", 0)
-        self.commit({**progress, "generation": generation})
+        self.commit({**progress, "generation": generation}, written)
         if before:
             (self.folder / before).unlink(missing_ok=True)
 
@@ -287,7 +287,9 @@ def read_partial(folder: Path) -> tuple[Identity | None, dict[str, Any]]:
 
 def _leftovers(folder: Path) -> list[Path]:
     """What only an unfinished artifact has at the top of its folder."""
-    return [folder / _PROGRESS, folder / _IDENTITY, *folder.glob("state.*"), *folder.glob("*.tmp")]
+    patterns = ("state.*", "chunk.*", "*.tmp")
+    files = [path for pattern in patterns for path in folder.glob(pattern)]
+    return [folder / _PROGRESS, folder / _IDENTITY, *files]
 
 
 def _identity_json(identity: Identity) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,9 +68,21 @@ def array(group: zarr.Group, name: str) -> zarr.Array[Any]:
 
 def read(group: zarr.Group, name: str, selection: Any = ...) -> NDArray[Any]:
     """Read a selection of an array; CorruptArtifact when a chunk does not decode."""
+    stored = array(group, name)
+    with _damage(group, name):
+        return np.asarray(stored[selection])
+
+
+def read_rows(group: zarr.Group, name: str, first: int, second: NDArray[np.int64]) -> NDArray[Any]:
+    """Read entries [first, second[i]] of an array; CorruptArtifact when a chunk does not decode."""
+    stored = array(group, name)
+    with _damage(group, name):
+        return np.asarray(stored.oindex[first, second])
+
+
+@contextmanager
+def _damage(group: zarr.Group, name: str) -> Iterator[None]:
     try:
-        return np.asarray(array(group, name)[selection])
-    except CorruptArtifact:
-        raise
+        yield
     except Exception as error:  # codecs raise RuntimeError, ValueError, OSError
         raise CorruptArtifact(f"array {name} of {group.store} is damaged ({error})") from error

@@ -4,7 +4,8 @@
 holds one module's matrices for all queries: `left` [P, K], `right` [M, K] and `owner` [K] (column
 k belongs to query owner[k], so that ranks may differ), or `dense` [Q, P, M].
 
-While the stage runs, each chunk of queries is one file of its own; `merge_chunks` joins them.
+While the stage runs, each chunk of queries is one file of its own; `merge_chunks` joins them, and
+they go when the artifact is published.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def chunk_path(folder: Path, number: int) -> Path:
 
 
 def merge_chunks(folder: Path, names: list[str], chunks: int) -> None:
-    """Turn the files of the chunks into one file a module, then delete them."""
+    """Join the files of the chunks into one file a module."""
     (folder / "modules").mkdir(exist_ok=True)
     for name in names:
         parts = [_read_module(chunk_path(folder, number), name) for number in range(chunks)]
@@ -35,8 +36,6 @@ def merge_chunks(folder: Path, names: list[str], chunks: int) -> None:
             for key in parts[0]
         }
         files.write_tensors(folder / "modules" / f"{name}.safetensors", joined, {})
-    for number in range(chunks):
-        chunk_path(folder, number).unlink()
 
 
 def _read_module(path: Path, name: str) -> dict[str, Tensor]:

@@ -103,8 +103,7 @@ class ScanReader:
 
     def layer_scores(self, query: int, sequences: NDArray[np.int64]) -> NDArray[np.float32]:
         """Scores of some sequences by depth group, [n, G]."""
-        stored = groups.array(self.group, "layer_scores")
-        return np.asarray(stored.oindex[query, sequences, :])
+        return groups.read_rows(self.group, "layer_scores", query, sequences)
 
     def top(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """`top_ids` and `top_scores` [Q, 2, K]: most positive first, most negative first."""

@@ -26,6 +26,8 @@ _KINDS = {
     ".rst": TEXT,
 }
 
+_DICT, _STATE = "dataset_dict.json", "state.json"
+
 
 @dataclass(frozen=True)
 class TextSource:
@@ -62,16 +64,17 @@ def discover(
         path = Path(name)
         if path.is_file():
             found.append(_file(path))
-        elif path.is_dir() and (path / "dataset_dict.json").is_file():
-            found.append(_saved(path / split, split))
-        elif path.is_dir() and (path / "state.json").is_file():
-            found.append(_saved(path, split))
-        elif path.is_dir():
+        elif _is_plain_folder(path):
             found += _folder(path, include)
+        elif path.is_dir():
+            whole = (path / _DICT).is_file()
+            found.append(_saved(path / split if whole else path, split))
         elif _looks_like_path(name):
             raise BadInput(f"no file or folder {name}", "check the path given to --input")
         else:
             found.append(_hub(name, split))
+    if include and not any(_is_plain_folder(Path(name)) for name in inputs):
+        raise BadInput("--include chooses among a folder's files, and no input is a folder")
     if not found:
         raise BadInput("no input", "name files, folders or datasets with --input")
     return found
@@ -86,6 +89,11 @@ def of_text(sources: Sequence[TextSource], label: str) -> Input:
         name = source.name if source.kind == HUB else source.path.name
         digest.update(f"{source.kind}\0{name}\0{source.split}\0{content}\n".encode())
     return Input(digest.hexdigest()[:32], label)
+
+
+def _is_plain_folder(path: Path) -> bool:
+    """Whether `path` is a folder that no `save_to_disk` wrote."""
+    return path.is_dir() and not any((path / name).is_file() for name in (_DICT, _STATE))
 
 
 def _stem(path: Path) -> tuple[str, str]:

@@ -49,7 +49,10 @@ def sample(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     torch.multinomial's.
     """
     cumulative = probabilities.cumsum(-1)
-    wanted = uniforms.to(cumulative.dtype).unsqueeze(-1) * cumulative[:, -1:]
+    total = cumulative[:, -1:]
+    wanted = uniforms.to(cumulative.dtype).unsqueeze(-1) * total
+    # In float32 a number just below 1 rounds to 1, which lies past every label.
+    wanted = torch.minimum(wanted, torch.nextafter(total, torch.zeros_like(total)))
     # right=True: a label of probability zero at the front is never drawn by u = 0.
     found = torch.searchsorted(cumulative, wanted, right=True).squeeze(-1)
     return found.clamp_(max=probabilities.shape[-1] - 1)

@@ -149,7 +149,9 @@ def _layer(name: str, layers: str) -> int:
 
 def _shape(module: nn.Module) -> tuple[int, int, bool]:
     bias = module.bias is not None
-    rows, columns = module.weight.shape
+    weight = module.weight
+    assert isinstance(weight, torch.Tensor)
+    rows, columns = weight.shape
     # Conv1D keeps its weight as [inputs, outputs], Linear as [outputs, inputs].
     inputs, outputs = (rows, columns) if isinstance(module, Conv1D) else (columns, rows)
     return inputs + bias, outputs, bias

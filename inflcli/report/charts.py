@@ -106,11 +106,11 @@ def _height(count: int, top: int) -> float:
     return HEIGHT * math.log(count / _FLOOR) / math.log(top / _FLOOR)
 
 
-def nice_ticks(low: float, high: float, wanted: int = 5) -> list[float]:
+def nice_ticks(low: float, high: float, wanted: int = 6) -> list[float]:
     """Round values within low..high, zero among them if it is inside."""
     raw = (high - low) / wanted
     power = 10 ** math.floor(math.log10(raw))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw)
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw)
     return [n * step for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 

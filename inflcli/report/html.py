@@ -20,12 +20,15 @@ from markupsafe import Markup
 
 from inflcli.report import charts
 from inflcli.report.excerpt import excerpt
-from inflcli.report.model import QueryView, RunView, SequenceText, SequenceView
+from inflcli.report.model import QueryView, RunView, SequenceText, SequenceView, SourceView
 from inflcli.report.text import clip, one_line, percent, place, signed, visible
 
 _EXCERPT = 420
 """Characters of a sequence's text that are shown before it is opened."""
-_LABEL = 160
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_STEPS = 9999
+"""Steps from zero to a sequence's strongest token."""
+_LABEL = 96
 """Longest document id or title."""
 
 
@@ -68,6 +71,7 @@ def _environment() -> Environment:
         probability=_probability,
         level=_level,
         round=_round,
+        tick=_tick,
     )
     environment.globals.update(
         histogram_chart=charts.histogram_chart, profile_rows=charts.profile_rows
@@ -92,11 +96,19 @@ def _hash(content: str) -> str:
     return f"'sha256-{digest}'"
 
 
+def _tick(value: float) -> str:
+    """A round number, with no more digits than it has."""
+    digits = f"{abs(value):,.0f}" if abs(value) >= 1000 else f"{abs(value):g}"
+    return digits if value == 0 else ("+" if value > 0 else "\u2212") + digits
+
+
 def _probability(log_p: float) -> str:
-    """e^log_p in per cent, or as a power of ten where that says more."""
-    if log_p < math.log(1e-4):
-        return f"10^{log_p / math.log(10):.1f}".replace("-", "\u2212")
-    return percent(min(math.exp(log_p), 1.0))
+    """e^log_p in per cent, or with a power of ten where that says more."""
+    if log_p >= math.log(1e-4):
+        return percent(min(math.exp(log_p), 1.0))
+    power = math.floor(log_p / math.log(10))
+    digits = str(power).translate(_SUPERSCRIPT)
+    return f"{math.exp(log_p - power * math.log(10)):.1f} × 10{digits}"
 
 
 def _level(log_p: float | None) -> int:
@@ -116,33 +128,42 @@ def embed(content: Any) -> str:
 
 
 def payload(view: RunView) -> dict[str, Any]:
-    """What the page's script needs: texts by sequence number, and each query's sequences."""
+    """What the page's script needs: texts by sequence number, and each query's sequences.
+
+    Tokens are numbers into one list of strings, and influences whole numbers of a unit of their
+    sequence's own: half the size of the page.
+    """
     texts = {s.text.sequence: s.text for query in view.queries for s in query.sequences}
+    strings: dict[str, int] = {}
+    embedded = {str(number): _text(text, strings) for number, text in texts.items()}
     return {
         "groups": list(view.group_names),
         "candidates": view.candidates,
         "nats": view.dataset_size is not None,
-        "texts": {str(number): _text(text) for number, text in texts.items()},
+        "attributed": view.attributed,
+        "strings": [visible(unit) for unit in strings],
+        "texts": embedded,
         "queries": [_query(query) for query in view.queries],
     }
 
 
-def _text(text: SequenceText) -> dict[str, Any]:
+def _text(text: SequenceText, strings: dict[str, int]) -> dict[str, Any]:
     return {
-        "t": [visible(unit) for unit in text.units],
+        "t": [strings.setdefault(unit, len(strings)) for unit in text.units],
         "many": [n for n, count in enumerate(text.token_counts) if count > 1],
         "special": sorted(text.special),
         "tokens": sum(text.token_counts),
-        "sources": [
-            {
-                "id": clip(one_line(source.document_id), _LABEL),
-                "title": None if source.title is None else clip(one_line(source.title), _LABEL),
-                "place": one_line(place(source.file, source.line)),
-                "chars": [source.char_start, source.char_end],
-                "units": [source.start, source.stop],
-            }
-            for source in text.sources
-        ],
+        "sources": [_source(source) for source in text.sources],
+    }
+
+
+def _source(source: SourceView) -> dict[str, Any]:
+    return {
+        "id": clip(one_line(source.document_id), _LABEL),
+        "title": None if source.title is None else clip(one_line(source.title), _LABEL),
+        "place": one_line(place(source.file, source.line)),
+        "chars": [source.char_start, source.char_end],
+        "units": [source.start, source.stop],
     }
 
 
@@ -156,6 +177,7 @@ def _query(query: QueryView) -> dict[str, Any]:
 
 def _sequence(view: SequenceView) -> dict[str, Any]:
     source = view.main_source()
+    unit = max(map(abs, view.influence or ()), default=0.0) / _STEPS or 1.0
     return {
         "n": view.text.sequence,
         "score": _short(view.score),
@@ -163,12 +185,13 @@ def _sequence(view: SequenceView) -> dict[str, Any]:
         "rank": view.rank,
         "tfidf": view.tfidf_rank,
         "groups": [_short(value) for value in view.groups],
-        "w": None if view.influence is None else [_short(value) for value in view.influence],
+        "unit": unit,
+        "w": None if view.influence is None else [round(value / unit) for value in view.influence],
         "cut": excerpt(view.text.units, view.influence, _EXCERPT),
         "main": None if source is None else list(view.text.sources).index(source),
     }
 
 
 def _short(value: float) -> float:
-    """Four significant digits: half the size of the page, and more than anyone reads."""
+    """Four significant digits: more than the page shows."""
     return float(f"{value:.4g}")

@@ -109,9 +109,10 @@ def _provenance(view: RunView) -> Iterator[str]:
     for fact in view.provenance.facts:
         yield f"| {escape(fact.label)} | {escape(fact.value)} | {escape(fact.note)} |"
     yield ""
-    for record in view.provenance.stages:
+    commands = [record.command or record.stage for record in view.provenance.stages]
+    for command in [*commands, view.provenance.command]:
         # Indented code: nothing in it is read as Markdown, and it cannot be ended from within.
-        yield f"    {one_line(record.command) or record.stage}"
+        yield f"    {one_line(command)}"
     yield from ("", "## What to keep in mind", "")
     for caveat in view.provenance.caveats:
         yield f"- {escape(caveat)}"

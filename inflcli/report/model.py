@@ -161,6 +161,8 @@ class Provenance:
     facts: Sequence[Fact]
     stages: Sequence[StageRecord]
     caveats: Sequence[str]
+    command: str
+    """That of the report itself."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from inflcli.report.text import clip, one_line, place, signed
 
 _WIDE = 120
 """From this width on the source has a column of its own."""
-_SNIPPET_LINES = 3
+_LINES, _LINES_WIDE = 3, 2
 _MARKED = 3
 """Strongest tokens that are marked where there are no colours."""
 # Dark enough for white text, in steps: the terminal's own background may be light or dark.
@@ -63,7 +63,7 @@ class _QueryTable:
         for number, sequence in enumerate(shown):
             if number and shown[number - 1].sign != sequence.sign:
                 table.add_section()
-            budget = (room - 1) * _SNIPPET_LINES
+            budget = (room - 3) * (_LINES_WIDE if beside else _LINES)
             text = _snippet(sequence, self.query.strongest, budget, coloured)
             where = _source(sequence, beside * 2 or room)
             cells = [where, text] if beside else [Text("\n").join([where, text])]
@@ -117,13 +117,15 @@ def _snippet(sequence: SequenceView, strongest: float, budget: int, coloured: bo
     room = budget
     for number in range(start, stop):
         piece = clip(one_line(units[number]), max(room, 2))
+        piece = piece.lstrip(" ") if number == start else piece
         room -= len(piece)
         if number in marked and influence is not None:
             left, right = ("«", "»") if influence[number] > 0 else ("‹", "›")
-            body = piece.lstrip(" ")
+            body = piece.lstrip(" ") or piece
             text.append(piece[: len(piece) - len(body)] + left + body + right)
         else:
-            text.append(piece, style=_style(influence[number] if influence else 0.0, strongest))
+            style = _style(influence[number] if influence else 0.0, strongest)
+            text.append(piece, style=style or ("dim" if number in sequence.text.special else ""))
     if stop < len(units):
         text.append("…")
     return text
@@ -144,7 +146,7 @@ def _style(value: float, strongest: float) -> str:
         return ""
     shade = (_POSITIVE if value > 0 else _NEGATIVE)[level - 1]
     # The line tells the sign without colour.
-    return f"white on {shade} {'underline' if value > 0 else 'underline2'}"
+    return f"#ffffff on {shade} {'underline' if value > 0 else 'underline2'}"
 
 
 def _legend(view: RunView) -> Text:

@@ -59,8 +59,9 @@ class TokenText:
             whole, joined = self._decode(ids), "".join(texts)
             if joined == whole:
                 return self._mark(ids, texts, counts)
-            if joined == " " + whole and texts[0] != " ":
-                return self._mark(ids, [texts[0][1:], *texts[1:]], counts)
+            if joined == " " + whole:
+                # SentencePiece's dummy space; it stays where it is all that its token has to show.
+                return self._mark(ids, [texts[0][1:] or " ", *texts[1:]], counts)
         return self._mark(ids, *self._by_context(ids))
 
     def _decode(self, ids: list[int]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -63,7 +62,7 @@ def fit_factors(
 
 
 class Fit:
-    """One run of the stage. Progress: a phase, and the next batch within it."""
+    """One run of the stage. Progress: a phase, and the sequences that are done within it."""
 
     def __init__(
         self,
@@ -93,12 +92,11 @@ class Fit:
             return self._finish(counts)
         passes = Passes.for_model(self.model, self.modules)
         ids = chosen_sequences(self.corpus, self.config)
-        plans = plan_batches(ids, self.corpus.lengths[ids], self.runtime.batch_size)
         counts = self.writer.progress.get("counts") or {"sequences": len(ids)}
         if "predicted_tokens" not in counts:
-            counts |= self._covariances(passes, plans, counts)
+            counts |= self._covariances(passes, ids, counts)
         if self.config.curvature == "ekfac":
-            self._corrected(passes, plans, counts)
+            self._corrected(passes, ids, counts)
         return self._finish(counts)
 
     def _finish(self, counts: dict[str, Any]) -> Artifact:
@@ -106,11 +104,11 @@ class Fit:
         return self.writer.finish(counts=counts, details=self.details, timings=self.timings)
 
     def _covariances(
-        self, passes: Passes, plans: Sequence[NDArray[np.int64]], counts: dict[str, Any]
+        self, passes: Passes, ids: NDArray[np.int64], counts: dict[str, Any]
     ) -> dict[str, Any]:
         """First pass, then the eigenvectors. Returns the count of predicted tokens."""
         statistics = CovarianceStatistics(self.modules, self.config.blocks, self.model)
-        self._pass("covariance", passes, plans, statistics, stream=0)
+        self._pass("covariance", passes, ids, statistics, stream=0)
         statistics.check()
         started = time.monotonic()
         with console.progress("eigenvectors", len(self.modules), unit="modules") as meter:
@@ -120,8 +118,7 @@ class Fit:
         self.timings["eigenvectors"] = round(time.monotonic() - started, 3)
         found = {"predicted_tokens": statistics.tokens}
         folders = [self.writer.folder / name for name in ("inputs", "modules")]
-        self.writer.commit(self.writer.progress, folders)
-        self.writer.drop_state({"phase": "corrected", "next": 0, "counts": {**counts, **found}})
+        self.writer.drop_state({"phase": "corrected", "counts": {**counts, **found}}, folders)
         return found
 
     def _decompose(self, module: TrackedModule, statistics: CovarianceStatistics) -> None:
@@ -134,13 +131,11 @@ class Fit:
         eigen = store.Eigen(values, basis.to(element).blocks)
         store.write_output(self.writer.folder, module.name, eigen)
 
-    def _corrected(
-        self, passes: Passes, plans: Sequence[NDArray[np.int64]], counts: dict[str, Any]
-    ) -> None:
+    def _corrected(self, passes: Passes, ids: NDArray[np.int64], counts: dict[str, Any]) -> None:
         """Second pass, with fresh pseudo-labels."""
         bases = {m.name: read_bases(self.writer.folder, m, self.model.device) for m in self.modules}
         statistics = CorrectedStatistics(self.modules, bases, self.model)
-        self._pass("corrected", passes, plans, statistics, stream=1, counts=counts)
+        self._pass("corrected", passes, ids, statistics, stream=1, counts=counts)
         statistics.check()
         for module in self.modules:
             mean = statistics.sums[module.name].mean()
@@ -150,32 +145,33 @@ class Fit:
         self,
         phase: str,
         passes: Passes,
-        plans: Sequence[NDArray[np.int64]],
+        ids: NDArray[np.int64],
         statistics: Statistics,
         *,
         stream: int,
         counts: dict[str, Any] | None = None,
     ) -> None:
-        """Add every batch to `statistics`, from where an earlier run left off."""
-        first = 0
+        """Add every sequence to `statistics`, from where an earlier run left off."""
+        lengths, size, done = self.corpus.lengths, self.runtime.batch_size, 0
         if self.writer.progress.get("phase") == phase and "state" in self.writer.progress:
-            first = self.writer.progress["next"]
+            done = self.writer.progress["done"]
             statistics.restore(self.writer.load_state(), self.writer.progress["sums"])
+        # Batches of any size follow one order, so a resumed run may cut them otherwise.
+        order = np.concatenate(plan_batches(ids, lengths[ids], size))
+        plans = plan_batches(order[done:], lengths[order[done:]], size)
         labels = draw_labels(self.config, stream)
         checkpoints = common.Checkpoints(self.runtime.checkpoint_seconds)
-        started, total = time.monotonic(), sum(len(plan) for plan in plans)
-        done = sum(len(plan) for plan in plans[:first])
-        batches = read_batches(
-            list(plans[first:]), self.corpus.take, self.corpus.lengths, self.model.device
-        )
-        with console.progress(phase, total, done=done) as meter:
-            for number, batch in enumerate(batches, start=first):
+        started = time.monotonic()
+        batches = read_batches(plans, self.corpus.take, lengths, self.model.device)
+        with console.progress(phase, len(ids), done=done) as meter:
+            for batch in batches:
                 statistics.begin(batch)
                 passes.run(batch, labels, statistics.consume)
+                done += len(batch.ids)
                 meter.advance(len(batch.ids))
-                if checkpoints.due() or number + 1 == len(plans):
+                if checkpoints.due() or done == len(ids):
                     statistics.check()
-                    progress = {"phase": phase, "next": number + 1, "sums": statistics.counts()}
+                    progress = {"phase": phase, "done": done, "sums": statistics.counts()}
                     with checkpoints.saving():
                         self.writer.save_state(statistics.state(), {**progress, "counts": counts})
         self.timings[phase] = round(time.monotonic() - started, 3)

@@ -189,12 +189,15 @@ class Precondition:
             values_a = factor_store.read_input(folder, module.shares_input_with).values
             values_s = factor_store.read_output(folder, module.name).values
             eigenvalues = kfac_eigenvalues(values_s, values_a, self.factors.mean_tokens)
+        common.require_finite(eigenvalues, "curvature", module.name)
         damping = damping_value(eigenvalues, self.config.damping_factor, self.config.damping)
         eigenvalues = eigenvalues.to(device=device, dtype=self.model.statistics_dtype)
-        if not bool((eigenvalues + damping > 0).all()):
+        # A square of rounding errors is no curvature: 1 / Λ there would be noise without bound.
+        noise = torch.finfo(eigenvalues.dtype).eps ** 2 * float(eigenvalues.sum())
+        if not bool((eigenvalues + damping > noise).all()):
             raise BadInput(
-                f"the curvature of module {module.name} is singular without damping",
-                "give --damping or a --damping-factor above 0",
+                f"the curvature of module {module.name} is singular with damping {damping:g}",
+                "give a higher --damping or --damping-factor",
             )
         return ModuleInverse(read_bases(folder, module, device), eigenvalues, damping)
 

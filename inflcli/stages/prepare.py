@@ -78,7 +78,8 @@ def prepare(
     if writer is None:
         return _result(Artifact.open(out, STAGE), fresh=True)
     packing = "per-line" if config.per_line else "packed"
-    layout = CorpusLayout(tokenizer, len(loaded), config.seq_len, packing, config.bos)
+    vocabulary = max(loaded.get_vocab().values()) + 1  # ids may have gaps
+    layout = CorpusLayout(tokenizer, vocabulary, config.seq_len, packing, config.bos)
     try:
         run = _Run(writer, layout, sources, config, runtime, bos, separator)
         run.consume(encoder)
@@ -233,16 +234,22 @@ def _items(sources: list[TextSource], config: PrepareConfig, start: Position) ->
     before = sum(source.size() for source in sources[: start.source])
     for index, source in enumerate(sources[start.source :], start.source):
         here = start if index == start.source else Position(index)
+        reached = 0
         for number, record in enumerate(read_source(source, options, here.record), here.record):
             following = Position(index, number + 1)
             if isinstance(record, BadRecord):
-                yield _Item(record, following, before)
+                yield _Item(record, following, before + reached)
                 continue
             skip = here.piece if number == here.record else 0
             for piece in pieces_of(record):
                 if piece.number >= skip:
                     after = following if piece.last else Position(index, number, piece.number + 1)
-                    yield _Item(piece, after, before + record.position)
+                    # A text file's position is its end; its pieces tell how far they are.
+                    shown = piece.offset + len(piece.text)
+                    reached = max(
+                        reached, record.position if piece.last else min(shown, record.position)
+                    )
+                    yield _Item(piece, after, before + reached)
         before += source.size()
 
 

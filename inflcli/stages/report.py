@@ -12,6 +12,7 @@ from inflcli.artifacts import files
 from inflcli.artifacts.folder import Artifact, ArtifactWriter
 from inflcli.artifacts.manifest import Identity
 from inflcli.config import ReportConfig, Runtime
+from inflcli.errors import InflcliError
 from inflcli.report import html, jsonl, markdown
 from inflcli.report.model import RunView
 from inflcli.stages import common
@@ -54,7 +55,7 @@ def report(
     """
     run = Run.open(folder)
     to_files = tuple(name for name in _RENDERERS if name in config.formats)
-    gather = _Gather(run, config, tokenizer, folder.resolve().name)
+    gather = _Gather(run, config, tokenizer, folder.resolve().name, runtime.command)
     if not to_files or out is None:
         return Reported(None, (), gather.view())
     # The order in which formats were named, and the terminal, leave no trace in the files.
@@ -67,12 +68,17 @@ def report(
         out, identity, overwrite=runtime.overwrite, command=runtime.command
     )
     paths = [out / _RENDERERS[name][0] for name in to_files]
-    view = gather.view() if writer is not None or TERMINAL in config.formats else None
-    if writer is None or view is None:
-        return Reported(common.up_to_date(out, STAGE), paths, view)
+    if writer is None:
+        shown = gather.view() if TERMINAL in config.formats else None
+        return Reported(common.up_to_date(out, STAGE), paths, shown)
+    try:
+        view = gather.view()
+    except InflcliError:
+        writer.abandon()
+        raise
     artifact = _write(writer, view, to_files)
-    shown = sum(len(query.sequences) for query in view.queries)
-    summary = f"{len(view.queries)} queries, {shown} sequences shown"
+    counts = artifact.manifest.counts
+    summary = f"{counts['queries']} queries, {counts['sequences']} sequences shown"
     return Reported(common.result(artifact, fresh=False, summary=summary), paths, view)
 
 
@@ -95,6 +101,7 @@ class _Gather:
     config: ReportConfig
     tokenizer: str | None
     title: str
+    command: Sequence[str]
 
     def view(self) -> RunView:
         run = self.run
@@ -108,6 +115,9 @@ class _Gather:
             self.config.top_k,
             self.config.dataset_size,
         )
+        kept = int(run.scan.top()[0].shape[2])
+        if kept < min(self.config.top_k, run.corpus.n_sequences):
+            console.info(f"the scan kept the top {kept} of each sign (its --top-k)")
         with console.progress("report", len(run.queries.ids), unit="queries") as meter:
             queries = views.build(meter.advance)
         filtered = None if run.candidates is None else int(run.candidates.ids.shape[1])
@@ -120,6 +130,6 @@ class _Gather:
             dataset_size=self.config.dataset_size,
             candidates=filtered,
             attributed=run.attribution is not None,
-            provenance=provenance(run.artifacts, queries),
+            provenance=provenance(run.artifacts, queries, self.command),
             version=__version__,
         )

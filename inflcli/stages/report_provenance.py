@@ -22,12 +22,14 @@ _CURVATURES = {
 _LOSSY = 0.95
 
 
-def provenance(artifacts: Mapping[str, Artifact], views: Sequence[QueryView]) -> Provenance:
+def provenance(
+    artifacts: Mapping[str, Artifact], views: Sequence[QueryView], command: Sequence[str]
+) -> Provenance:
     """The provenance of a run's `artifacts`, by name in the pipeline's order."""
     manifests = {name: artifact.manifest for name, artifact in artifacts.items()}
     facts = [*_model_facts(manifests), *_query_facts(manifests, views), *_scan_facts(manifests)]
     records = [_record(artifact) for artifact in artifacts.values()]
-    return Provenance(facts, records, caveats(manifests, views))
+    return Provenance(facts, records, caveats(manifests, views), shlex.join(command))
 
 
 def _record(artifact: Artifact) -> StageRecord:

@@ -137,7 +137,7 @@ class Scan:
         every = common.tracked_from(queries.modules)
         self.modules = select_layers(every, config.layers)
         self.names = group_names(self.modules)
-        self.routes: dict[str, str] = {}
+        self.routes: dict[str, str] = writer.progress.get("routes", {})
 
     def run(self) -> Artifact:
         group = store.create(
@@ -158,7 +158,8 @@ class Scan:
                     self._chunk(group, passes, scorer, number, ids, meter)
                     done.add(number)
                     written = store.chunk_files(self.writer.folder, number)
-                    self.writer.commit({"chunks": sorted(done)}, written)
+                    progress = {"chunks": sorted(done), "routes": self.routes}
+                    self.writer.commit(progress, written)
         self._top(group)
         counts = {"sequences": len(self.ids), "queries": len(self.queries.ids)}
         details = {

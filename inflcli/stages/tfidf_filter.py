@@ -65,9 +65,15 @@ def tfidf_filter(
     search = _paper if config.scorer == "paper" else _bm25
     top = search(writer, reader, tokens, config, runtime)
     ids, scores = top.ranked()
-    attributes = {"scorer": config.scorer, "sequences": reader.n_sequences}
+    attributes = {"scorer": config.scorer, "sequences": reader.n_sequences, "units": _units(config)}
     candidates.write(writer.folder, ids, scores, [query.id for query in asked], attributes)
     return _finish(writer, ids, reader.n_sequences)
+
+
+def _units(config: TfidfConfig) -> dict[str, str]:
+    paper = config.scorer == "paper"
+    score = "nats (sum of IDF)" if paper else f"rank-bm25's {config.scorer} score"
+    return {"ids": "sequence of the corpus", "scores": score}
 
 
 def corpus_tokenizer(corpus: CorpusReader, name: str | None = None) -> Any:

@@ -30,6 +30,16 @@
       : size.toExponential(2);
     return (value > 0 ? "+" : "\u2212") + body;
   }
+  // Tokens and influences are unpacked when they are first looked at.
+  function units(number) {
+    const text = data.texts[number];
+    text.units ??= text.t.map((i) => data.strings[i]);
+    return text.units;
+  }
+  function weights(entry) {
+    if (entry.w) entry.weights ??= entry.w.map((steps) => steps * entry.unit);
+    return entry.weights;
+  }
   const shown = (unit) => unit.replaceAll("\n", "↵\n").replaceAll("\t", "⇥\t");
   const inline = (unit) => unit.replaceAll("\n", "↵").replaceAll("\t", "⇥");
 
@@ -41,24 +51,24 @@
     return (value > 0 ? "p" : "n") + step;
   }
   function fill(box, entry, strongest, whole) {
-    const text = data.texts[entry.n];
-    const [start, stop] = whole ? [0, text.t.length] : entry.cut;
+    const text = data.texts[entry.n], strings = units(entry.n), values = weights(entry);
+    const [start, stop] = whole ? [0, strings.length] : entry.cut;
     const special = new Set(text.special);
     const begins = new Map(text.sources.map((source) => [source.units[0], source]));
     const parts = document.createDocumentFragment();
     if (start > 0) parts.append(make("span", "gap", "… "));
     for (let i = start; i < stop; i++) {
       if (text.sources.length > 1 && begins.has(i)) parts.append(make("span", "doc", begins.get(i).id));
-      const unit = make("span", "t", shown(text.t[i]));
+      const unit = make("span", "t", shown(strings[i]));
       if (special.has(i)) unit.classList.add("sp");
-      if (entry.w) {
-        const name = level(entry.w[i], strongest);
+      if (values) {
+        const name = level(values[i], strongest);
         if (name) unit.classList.add(name);
       }
       unit.dataset.i = i;
       parts.append(unit);
     }
-    if (stop < text.t.length) parts.append(make("span", "gap", " …"));
+    if (stop < strings.length) parts.append(make("span", "gap", " …"));
     box.replaceChildren(parts);
     box.classList.toggle("all", whole);
   }
@@ -85,18 +95,19 @@
   function where(source) {
     const [from, to] = source.chars;
     const number = (value) => value.toLocaleString("en");
-    const place = source.place === source.id ? "" : source.place + " · ";
-    return `${place}characters ${number(from)}–${number(to)}`;
+    const line = make("span", "where", source.place === source.id ? "" : source.place + " · ");
+    line.append(make("span", "nowrap", `characters ${number(from)}–${number(to)}`));
+    return line;
   }
   function describe(source) {
     const line = make("span");
     if (source.title) line.append(make("b", "", source.title));
-    line.append(make("bdi", "", source.id), " ", make("span", "where", where(source)));
+    line.append(make("bdi", "", source.id), " ", where(source));
     return line;
   }
   function influenceOf(entry, source) {
     if (!entry.w) return "";
-    return signed(entry.w.slice(...source.units).reduce((sum, value) => sum + value, 0));
+    return signed(weights(entry).slice(...source.units).reduce((sum, value) => sum + value, 0));
   }
   function others(entry, sources) {
     const rest = sources.filter((_, i) => i !== entry.main);
@@ -124,7 +135,7 @@
     head.append(make("span", "rank", String(entry.rank)), score);
     if (data.nats) head.append(make("span", "nats", `${signed(entry.nats)} nats`));
     if (data.candidates !== null) {
-      const found = entry.tfidf === null ? `TF-IDF: not in its ${data.candidates.toLocaleString("en")}` : `TF-IDF: rank ${entry.tfidf.toLocaleString("en")}`;
+      const found = entry.tfidf === null ? `TF-IDF: not in the top ${data.candidates.toLocaleString("en")}` : `TF-IDF: rank ${entry.tfidf.toLocaleString("en")}`;
       head.append(make("span", "tfidf", found));
     }
     head.append(layers(entry));
@@ -135,6 +146,7 @@
       item.append(line);
       if (text.sources.length > 1) item.append(others(entry, text.sources));
     }
+    if (data.attributed && !entry.w) item.append(make("p", "unshaded", "Beyond the sequences that attribute took (its --top-k), so without shading."));
     const box = make("div", "tokens");
     box.tabIndex = 0;
     box.dir = "auto";
@@ -232,14 +244,15 @@
   function tell(unit) {
     const box = unit.closest(".tokens");
     if (!box) return null;
-    const i = Number(unit.dataset.i), text = data.texts[box.entry.n], weights = box.entry.w;
-    const next = i + 1 < text.t.length ? inline(text.t[i + 1]) : null;
+    const i = Number(unit.dataset.i), text = data.texts[box.entry.n];
+    const strings = units(box.entry.n), values = weights(box.entry);
+    const next = i + 1 < strings.length ? inline(strings[i + 1]) : null;
     const lines = [];
-    lines.push(["token", inline(text.t[i])]);
+    lines.push(["token", inline(strings[i])]);
     lines.push(next === null ? ["end"] : ["predicts", next]);
-    if (weights) {
-      const share = box.strongest ? Math.round(100 * Math.abs(weights[i]) / box.strongest) : 0;
-      lines.push(["value", signed(weights[i]), `${share}% of this query’s strongest token`]);
+    if (values) {
+      const share = box.strongest ? Math.round(100 * Math.abs(values[i]) / box.strongest) : 0;
+      lines.push(["value", signed(values[i]), `${share}% of this query’s strongest token`]);
     }
     if (text.many.includes(i)) lines.push(["many"]);
     return lines;
@@ -270,7 +283,7 @@
     const above = at.top - height - 7;
     tip.style.left = `${left}px`;
     tip.style.top = `${above < 4 ? at.bottom + 7 : above}px`;
-    if (aloud) say.textContent = tip.textContent;
+    if (aloud) say.textContent = tip.innerText;
   }
   function hideTip() { tip.hidden = true; }
   let current = null;
@@ -283,19 +296,19 @@
     showTip(unit, true);
   }
   function strongestOf(box) {
-    const units = [...box.querySelectorAll(".t")], weights = box.entry.w;
-    if (!weights) return units[0];
-    return units.reduce((best, unit) => Math.abs(weights[unit.dataset.i]) > Math.abs(weights[best.dataset.i]) ? unit : best);
+    const spans = [...box.querySelectorAll(".t")], values = weights(box.entry);
+    if (!values) return spans[0];
+    return spans.reduce((best, span) => Math.abs(values[span.dataset.i]) > Math.abs(values[best.dataset.i]) ? span : best);
   }
   function walk(event, box) {
-    const units = [...box.querySelectorAll(".t")];
-    const at = units.indexOf(current);
-    const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: units.length - 1 }[event.key];
+    const spans = [...box.querySelectorAll(".t")];
+    const at = spans.indexOf(current);
+    const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: spans.length - 1 }[event.key];
     if (event.key === "Escape") return mark(null);
-    if (to === undefined || !units.length) return;
+    if (to === undefined || !spans.length) return;
     event.preventDefault();
     if (at < 0 && event.key.startsWith("Arrow")) return mark(strongestOf(box));
-    mark(units[Math.max(0, Math.min(units.length - 1, to))]);
+    mark(spans[Math.max(0, Math.min(spans.length - 1, to))]);
   }
 
   document.addEventListener("pointerover", (event) => {

@@ -1,0 +1,211 @@
+"""A run folder with made-up numbers, written through the artifact modules; no model is run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inflcli.artifacts import attribution, candidates, fingerprint, queries, scan
+from inflcli.artifacts.corpus import CorpusReader
+from inflcli.artifacts.folder import Artifact, ArtifactWriter
+from inflcli.artifacts.manifest import Identity, Input
+from inflcli.config import PreconditionConfig, PrepareConfig, Runtime, ScanConfig
+from inflcli.corpus.queries import encode_query, read_queries
+from inflcli.model.resolve import load_tokenizer
+from inflcli.stages.prepare import prepare
+
+GROUPS = ["layer 0", "layer 1", "layer 2"]
+MODULES = [
+    {"name": f"layers.{layer}.mlp", "inputs": 9, "outputs": 7, "bias": False, "layer": layer,
+     "shares_input_with": f"layers.{layer}.mlp"}
+    for layer in range(3)
+]  # fmt: skip
+TOP = 6
+_MODEL = Input("m" * 32, "some/model")
+
+
+def documents(count: int = 24) -> list[dict[str, Any]]:
+    """Short documents, some with a title."""
+    return [
+        {
+            "id": f"set/{number}",
+            "text": f"The stone house number {number} is by the river. " * (1 + number % 3),
+            "metadata": {"title": f"House {number}"} if number % 2 else {},
+        }
+        for number in range(count)
+    ]
+
+
+QUERIES = [
+    {"id": "first", "prompt": "The old house is", "completion": " by the river."},
+    {"id": "second", "prompt": "Two and two is", "completion": " four."},
+]
+
+
+def make_run(
+    folder: Path,
+    tokenizer: Path,
+    texts: Sequence[dict[str, Any]] | None = None,
+    asked: Sequence[dict[str, Any]] | None = None,
+    *,
+    filtered: bool = True,
+    attributed: bool = True,
+    seed: int = 0,
+    top: int = TOP,
+    seq_len: int = 40,
+) -> Path:
+    """Write corpus, queries, scan and, if wanted, candidates and attribution to `folder`.
+
+    The `top` sequences of both signs are kept, the first `top` of the corpus among them. The last
+    sequence is not scanned.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    text, query_file = folder / "documents.jsonl", folder / "queries.jsonl"
+    for path, records in ((text, texts or documents()), (query_file, asked or QUERIES)):
+        lines = [json.dumps(record) for record in records]
+        path.write_text("\n".join(lines) + "\n")
+    config = PrepareConfig(seq_len=seq_len)
+    prepare([str(text)], str(tokenizer), folder / "corpus", config, Runtime(command=("inflcli",)))
+    draw = np.random.default_rng(seed)
+    _queries(folder, tokenizer, query_file, draw)
+    if filtered:
+        _candidates(folder, draw)
+    _scan(folder, draw, top)
+    if attributed:
+        _attribution(folder, draw)
+    return folder
+
+
+def _begin(path: Path, stage: str, config: dict[str, Any], inputs: dict[str, Input]) -> Any:
+    writer = ArtifactWriter.begin(
+        path, Identity(stage, config, inputs), overwrite=True, command=("inflcli", stage, "--x")
+    )
+    assert writer is not None
+    return writer
+
+
+def _input(path: Path, stage: str) -> Input:
+    return Artifact.open(path, stage).as_input()
+
+
+def _queries(folder: Path, tokenizer: Path, source: Path, draw: np.random.Generator) -> None:
+    loaded = load_tokenizer(tokenizer)
+    inputs = {
+        "model": _MODEL,
+        "tokenizer": Input("t" * 32, "some/model"),
+        "factors": Input("f" * 32, "factors"),
+        "queries": fingerprint.of_files([source], str(source)),
+    }
+    settings = {
+        **PreconditionConfig().identity(),
+        "curvature": "ekfac",
+        "seed": int(draw.integers(9)),
+    }
+    writer = _begin(folder / "queries", "precondition", settings, inputs)
+    described = []
+    for query in read_queries(source):
+        encoded = encode_query(query, loaded, bos=False, max_tokens=None)
+        log_p = (-draw.random(len(encoded.tokens) - max(encoded.completion_start, 1))).tolist()
+        described.append(
+            {
+                "id": query.id, "prompt": query.prompt, "completion": query.completion,
+                "metadata": query.metadata, "tokens": encoded.tokens,
+                "completion_start": encoded.completion_start, "merged": encoded.merged,
+                "token_log_p": log_p, "log_p": sum(log_p), "kept_energy": 0.97,
+            }
+        )  # fmt: skip
+    queries.write_queries(writer.folder, described)
+    details = {
+        "modules": MODULES,
+        "damping": {module["name"]: 0.01 for module in MODULES},
+        "dtype": "float32",
+        "share_tracked": 0.52,
+    }
+    writer.finish(counts={"queries": len(described)}, details=details)
+
+
+def _candidates(folder: Path, draw: np.random.Generator) -> None:
+    corpus = CorpusReader.open(folder / "corpus")
+    asked = queries.QueriesReader.open(folder / "queries")
+    inputs = {
+        "corpus": corpus.artifact.as_input(),
+        "queries": asked.artifact.manifest.inputs["queries"],
+        "tokenizer": corpus.artifact.manifest.inputs["tokenizer"],
+    }
+    writer = _begin(folder / "candidates", "tfidf-filter", {"top": 5}, inputs)
+    shape = (len(asked.ids), min(5, corpus.n_sequences))
+    ids = np.stack([draw.permutation(corpus.n_sequences)[: shape[1]] for _ in asked.ids])
+    ids = ids.astype(np.int64)
+    ids[:, -1] = -1
+    candidates.write(writer.folder, ids, np.ones(shape, np.float32), asked.ids, {})
+    writer.finish(counts={"queries": shape[0]})
+
+
+def _scan(folder: Path, draw: np.random.Generator, top: int) -> None:
+    corpus = CorpusReader.open(folder / "corpus")
+    asked = queries.QueriesReader.open(folder / "queries")
+    inputs = {
+        "model": _MODEL,
+        "queries": asked.artifact.as_input(),
+        "corpus": corpus.artifact.as_input(),
+    }
+    writer = _begin(folder / "scan", "scan", ScanConfig(dtype="float32").identity(), inputs)
+    count = corpus.n_sequences
+    top = min(top, count)
+    group = scan.create(writer.folder, asked.ids, count, GROUPS, top)
+    layers = draw.standard_t(2, (len(asked.ids), count, len(GROUPS))).astype(np.float32) * 100
+    layers[:, top:] /= 1e4
+    layers[:, -1] = np.nan
+    scores = layers.sum(-1, dtype=np.float64).astype(np.float32)
+    for first in range(0, count, scan.CHUNK):
+        span = slice(first, first + scan.CHUNK)
+        scan.write(group, span, scores[:, span], layers[:, span])
+    order = np.argsort(np.where(np.isnan(scores), -np.inf, scores), axis=1, kind="stable")
+    down = order[:, 1:] if count > 1 else order  # NaN counts as lowest
+    ids = np.full((len(asked.ids), 2, top), -1, np.int64)
+    best, worst = down[:, ::-1][:, :top], down[:, :top]
+    ids[:, 0, : best.shape[1]], ids[:, 1, : worst.shape[1]] = best, worst
+    found = np.take_along_axis(scores[:, None, :], np.maximum(ids, 0), axis=2)
+    scan.write_top(group, ids, np.where(ids < 0, np.nan, found).astype(np.float32))
+    details = {
+        "routes": {module["name"]: "factored" for module in MODULES},
+        "groups": GROUPS,
+        "dtype": "float32",
+        "modules": [module["name"] for module in MODULES],
+    }
+    writer.finish(counts={"sequences": count - 1, "queries": len(asked.ids)}, details=details)
+
+
+def _attribution(folder: Path, draw: np.random.Generator) -> None:
+    corpus, reader = CorpusReader.open(folder / "corpus"), scan.ScanReader.open(folder / "scan")
+    inputs = {
+        "model": _MODEL,
+        "queries": _input(folder / "queries", "precondition"),
+        "corpus": corpus.artifact.as_input(),
+        "scan": reader.artifact.as_input(),
+    }
+    writer = _begin(folder / "attribution", "attribute", {"top_k": TOP}, inputs)
+    ids, scores = reader.top()
+    ids, scores = ids.reshape(len(ids), -1), scores.reshape(len(scores), -1)
+    width = int(corpus.lengths.max())
+    group = attribution.create(writer.folder, reader.query_ids, MODULES, ids.shape[1], width)
+    for query in range(len(ids)):
+        parts: NDArray[np.float32] = np.zeros((ids.shape[1], len(MODULES), width), np.float32)
+        for rank, sequence in enumerate(ids[query]):
+            if sequence < 0:
+                continue
+            last = max(int(corpus.lengths[sequence]) - 1, 1)  # the last token predicts nothing
+            share = draw.dirichlet(np.full(last * len(MODULES), 0.1)).reshape(len(MODULES), last)
+            parts[rank, :, :last] = share * scores[query, rank]
+        attribution.write(group, query, parts, ids[query], scores[query])
+    details = {"worst_difference_from_scan": 1e-7, "dtype": "float32"}
+    writer.finish(counts={"pairs": int((ids >= 0).sum())}, details=details)
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]

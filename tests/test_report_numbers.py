@@ -1,0 +1,146 @@
+"""Invariant: every number of a report is the artifacts' own."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from report_fixtures import GROUPS, TOP, make_run, read_json_lines
+
+from inflcli.artifacts.candidates import CandidateReader
+from inflcli.artifacts.corpus import CorpusReader
+from inflcli.artifacts.queries import QueriesReader
+from inflcli.artifacts.scan import ScanReader
+from inflcli.config import ReportConfig, Runtime
+from inflcli.model.resolve import load_tokenizer
+from inflcli.report.model import RunView, SequenceView
+from inflcli.stages.report import report
+
+SIZE = 1000
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) -> Path:
+    return make_run(tmp_path_factory.mktemp("numbers") / "run", tiny_tokenizer)
+
+
+@pytest.fixture(scope="module")
+def out(run: Path) -> Path:
+    config = ReportConfig(("html", "jsonl"), 20, SIZE)
+    report(run, run / "report", config, Runtime())
+    return run / "report"
+
+
+@pytest.fixture(scope="module")
+def view(run: Path) -> RunView:
+    done = report(run, None, ReportConfig(("terminal",), 20, SIZE), Runtime())
+    assert done.view is not None
+    return done.view
+
+
+def _all(view: RunView) -> list[tuple[int, SequenceView]]:
+    return [(n, s) for n, query in enumerate(view.queries) for s in query.sequences]
+
+
+def test_sequences_are_the_highest_and_the_lowest(run: Path, view: RunView) -> None:
+    scan = ScanReader.open(run / "scan")
+    for number, query in enumerate(view.queries):
+        scores = scan.scores(number)
+        order = np.argsort(scores[~np.isnan(scores)])
+        known = np.flatnonzero(~np.isnan(scores))[order]
+        best = [int(s) for s in known[::-1][:TOP] if scores[s] > 0]
+        worst = [int(s) for s in known[:TOP] if scores[s] < 0]
+        assert [s.text.sequence for s in query.positive] == best
+        assert [s.text.sequence for s in query.negative] == worst
+        for sequence in query.sequences:
+            assert sequence.score == scores[sequence.text.sequence]
+            assert sequence.nats == pytest.approx(sequence.score / SIZE)
+
+
+def test_parts_add_up_to_the_score(view: RunView) -> None:
+    for _, sequence in _all(view):
+        assert sequence.influence is not None
+        assert len(sequence.influence) == len(sequence.text.units)
+        size = sum(map(abs, sequence.influence))
+        assert sum(sequence.influence) == pytest.approx(sequence.score, abs=1e-5 * size)
+        assert sum(sequence.groups) == pytest.approx(sequence.score, rel=1e-4, abs=1e-2)
+
+
+def test_text_and_sources_are_the_corpus_s(run: Path, view: RunView, tiny_tokenizer: Path) -> None:
+    corpus, tokenizer = CorpusReader.open(run / "corpus"), load_tokenizer(tiny_tokenizer)
+    texts = [json.loads(line)["text"] for line in (run / "documents.jsonl").open()]
+    for _, sequence in _all(view):
+        number = sequence.text.sequence
+        length = int(corpus.lengths[number])
+        assert sequence.text.text == tokenizer.decode(corpus.take([number])[0, :length])
+        for source in sequence.text.sources:
+            told = "".join(sequence.text.units[source.start : source.stop])
+            whole = texts[int(source.document_id.removeprefix("set/"))]
+            assert told == whole[source.char_start : source.char_end]
+
+
+def test_candidate_ranks_are_the_filter_s(run: Path, view: RunView) -> None:
+    candidates = CandidateReader.open(run / "candidates")
+    for number, sequence in _all(view):
+        found = np.flatnonzero(candidates.ids[number] == sequence.text.sequence)
+        assert sequence.tfidf_rank == (int(found[0]) + 1 if len(found) else None)
+
+
+def test_the_histogram_counts_every_scanned_sequence_once(run: Path, view: RunView) -> None:
+    scan, candidates = ScanReader.open(run / "scan"), CandidateReader.open(run / "candidates")
+    for number, query in enumerate(view.queries):
+        scores = scan.scores(number)
+        known = scores[~np.isnan(scores)]
+        histogram = query.histogram
+        assert histogram is not None and histogram.candidates is not None
+        assert histogram.total == len(known) == view.scanned
+        assert (histogram.positive, histogram.negative) == ((known > 0).sum(), (known < 0).sum())
+        assert 0.0 in np.round(histogram.edges, 9)
+        assert min(histogram.edges) <= known.min() and known.max() <= max(histogram.edges)
+        signs = [sum(c for c, low in zip(histogram.counts, histogram.edges[:-1], strict=True)
+                     if (low >= -1e-9) == plus) for plus in (True, False)]  # fmt: skip
+        assert signs == [histogram.positive, histogram.negative]
+        ids = candidates.ids[number]
+        scanned = [i for i in ids[ids >= 0] if not np.isnan(scores[i])]
+        assert sum(histogram.candidates) == len(scanned)
+
+
+def test_the_profile_is_the_sum_over_the_shown(view: RunView) -> None:
+    for query in view.queries:
+        assert list(query.profile.names) == GROUPS
+        for place in range(len(GROUPS)):
+            total = sum(sequence.groups[place] for sequence in query.positive)
+            assert query.profile.positive[place] == pytest.approx(total)
+
+
+def test_queries_are_shown_in_full(run: Path, view: RunView) -> None:
+    asked = QueriesReader.open(run / "queries").queries
+    for query, stored in zip(view.queries, asked, strict=True):
+        assert (query.id, query.prompt, query.completion) == (
+            stored["id"],
+            stored["prompt"],
+            stored["completion"],
+        )
+        assert "".join(query.completion_units) == stored["completion"]
+        known = [value for value in query.unit_log_p if value is not None]
+        assert sum(known) == pytest.approx(stored["log_p"])
+
+
+def test_page_and_json_lines_say_the_same(out: Path, view: RunView) -> None:
+    lines = [line for line in read_json_lines(out / "report.jsonl") if line["kind"] == "sequence"]
+    page = (out / "index.html").read_text()
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)
+    assert found is not None
+    queries = json.loads(found[1])["queries"]
+    entries = [one for query in queries for sign in ("positive", "negative") for one in query[sign]]
+    assert len(lines) == len(entries) == len(_all(view))
+    for line, entry in zip(lines, entries, strict=True):
+        assert line["sequence"] == entry["n"]
+        assert line["score"] == pytest.approx(entry["score"], rel=1e-3)
+        told = [steps * entry["unit"] for steps in entry["w"]]
+        strongest = max(map(abs, line["influence"]))
+        assert line["influence"] == pytest.approx(told, abs=1e-4 * strongest)
+        assert line["nats"] == pytest.approx(entry["nats"], rel=1e-3)
