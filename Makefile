@@ -22,7 +22,7 @@ TEXT ?= inflcli/demo/corpus.jsonl
 QUERIES ?= inflcli/demo/queries.jsonl
 ifeq ($(MODEL),inflcli/demo/model)
 PREPARE ?= --per-line --seq-len 256
-FIT ?= --max-sequences 800
+FIT ?= --max-sequences 600
 FILTER ?= --top 100
 endif
 PREPARE ?=

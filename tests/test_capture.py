@@ -143,19 +143,25 @@ def test_the_backward_ends_at_the_lowest_tracked_module(model, batch):
     assert set(seen) == {"graph above", "gradient above"}
 
 
-@pytest.mark.parametrize("labels", LABELS.values(), ids=LABELS.keys())
-def test_inputs_are_freed_as_they_are_consumed(model, batch, labels, monkeypatch):
-    """In the last backward pass nothing that a module read outlives its consumption, but for the
-    tensors that others still wait for."""
-    kept: list[int] = []
-    captures: list[capture.Capture] = []
+@pytest.fixture
+def captures(monkeypatch) -> list[capture.Capture]:
+    """Every capture that is entered from here on."""
+    entered: list[capture.Capture] = []
     enter = capture.Capture.__enter__
 
     def spy(self: capture.Capture) -> capture.Capture:
-        captures.append(self)
+        entered.append(self)
         return enter(self)
 
     monkeypatch.setattr(capture.Capture, "__enter__", spy)
+    return entered
+
+
+@pytest.mark.parametrize("labels", LABELS.values(), ids=LABELS.keys())
+def test_inputs_are_freed_as_they_are_consumed(model, batch, labels, captures):
+    """In the last backward pass nothing that a module read outlives its consumption, but for the
+    tensors that others still wait for."""
+    kept: list[int] = []
     modules = find_tracked(model.network, "mlp")
     alive: list[weakref.ref[Tensor]] = []
 
@@ -169,4 +175,15 @@ def test_inputs_are_freed_as_they_are_consumed(model, batch, labels, monkeypatch
     assert kept[:-count] == [count] * (count * (len(labels) - 1))
     gc.collect()
     assert [ref() for ref in alive if ref() is not None] == []
+    assert captures[-1]._inputs == {}
+
+
+def test_inputs_are_freed_after_an_error(model, batch, captures):
+    def consume(module: TrackedModule, a: Tensor, g: Tensor) -> None:
+        raise Stop
+
+    with pytest.raises(Stop):
+        Passes.for_model(model, find_tracked(model.network, "mlp")).run(
+            batch, [TrueLabels()], consume
+        )
     assert captures[-1]._inputs == {}

@@ -69,6 +69,8 @@ def assert_same(found: Path, expected: Path) -> None:
         del manifest["timings"]
     assert manifests[0] == manifests[1]
     assert not partial_path(found).exists()
+    made_to_resume = ("state.", "chunk.", "progress.json", "identity.json")
+    assert not [name for name in files_found if name.startswith(made_to_resume)]
 
 
 @contextmanager

@@ -192,7 +192,7 @@ class ArtifactWriter:
         return files.read_tensors(self.folder / name) if name else {}
 
     def drop_state(self, progress: dict[str, Any], written: list[Path] | None = None) -> None:
-        """Record `progress`, as `commit` does, and delete the running sums: it needs them no more."""
+        """Record `progress`, as `commit` does, and delete the running sums that it replaces."""
         before = self.progress.get("state")
         generation = self.progress.get("generation", 0)
         self.commit({**progress, "generation": generation}, written)
