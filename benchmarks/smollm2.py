@@ -90,7 +90,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--paragraphs", type=int, default=240)
-    parser.add_argument("--code", type=int, default=80)
+    parser.add_argument("--code", type=int, default=60)
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     if not (options.folder / "model").is_dir():

@@ -12,6 +12,8 @@ import torch
 from tiny import SHAPES, TEXTS, save_model, save_tokenizer
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Sums depend on the number of threads in their last bits: a child process must have ours.
+os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for one another
 
 

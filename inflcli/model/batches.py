@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-_TOKENS_A_BATCH = 8192
+_TOKENS_A_BATCH = 4096
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def plan_batches(
 ) -> list[NDArray[np.int64]]:
     """Cut `ids` into batches of sequences of similar length, longest first.
 
-    `lengths` are those of `ids`. Without a batch size a batch holds about 8,192 tokens. The
+    `lengths` are those of `ids`. Without a batch size a batch holds about 4,096 tokens. The
     order is fixed, so that a resumed run adds in the same order.
     """
     order = np.argsort(-lengths.astype(np.int64), kind="stable")
