@@ -13,7 +13,7 @@ import pytest
 import inflcli
 
 ROOT = Path(inflcli.__file__).parent
-PURE = ("ekfac", "influence", "retrieval", "analysis")
+PURE = ("ekfac", "influence", "retrieval")
 PURE_MAY_IMPORT = {
     "torch",
     "numpy",
@@ -30,7 +30,7 @@ PURE_MAY_IMPORT = {
 LAYERS: dict[str, set[str]] = {
     "cli": {"stages", "config", "errors", "console", "report"},
     "stages": {
-        "analysis", "artifacts", "config", "console", "corpus", "ekfac", "errors", "influence",
+        "artifacts", "config", "console", "corpus", "ekfac", "errors", "influence",
         "model", "report", "retrieval",
     },
     "model": {"artifacts", "errors"},

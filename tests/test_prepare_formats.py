@@ -29,7 +29,8 @@ def expected(tiny_tokenizer: Path, tmp_path: Path) -> list[list[int]]:
 
 
 def _zst(path: Path, *frames: bytes) -> Path:
-    zstandard = pytest.importorskip("zstandard")
+    import zstandard
+
     path.write_bytes(b"".join(zstandard.ZstdCompressor().compress(one) for one in frames))
     return path
 
@@ -43,14 +44,15 @@ def _write(kind: str, folder: Path) -> Path:
     if kind == "jsonl.zst":
         return _zst(folder / "a.jsonl.zst", data[:100], data[100:])
     if kind == "parquet":
-        pyarrow = pytest.importorskip("pyarrow")
+        import pyarrow
         from pyarrow import parquet
 
         table = pyarrow.table({"text": DOCUMENTS, "id": [f"d{i}" for i in range(len(DOCUMENTS))]})
         parquet.write_table(table, folder / "a.parquet", row_group_size=2)
         return folder / "a.parquet"
     if kind == "saved dataset":
-        datasets = pytest.importorskip("datasets")
+        import datasets
+
         saved = datasets.Dataset.from_dict({"text": DOCUMENTS})
         datasets.DatasetDict({"train": saved}).save_to_disk(str(folder / "saved"))
         return folder / "saved"
@@ -169,7 +171,7 @@ def test_hub_dataset(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With the hub's answers stood in for: pinned to a commit, streamed, any name and config."""
-    datasets = pytest.importorskip("datasets")
+    import datasets
     import huggingface_hub
 
     asked: list[object] = []
@@ -213,7 +215,7 @@ def test_missing_package_is_named(
 
 
 def test_dates_in_a_table_are_kept_as_text(tiny_tokenizer: Path, tmp_path: Path) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow
     from pyarrow import parquet
 
     rows = {"text": ["one bird"], "metadata": [{"day": date(2020, 1, 2), "n": 3}]}

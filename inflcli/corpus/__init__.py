@@ -1,0 +1,1 @@
+"""Text on its way in: formats, tokens, packing, and queries."""

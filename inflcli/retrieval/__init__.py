@@ -1,0 +1,1 @@
+"""Lexical retrieval as pure array functions: which sequences share words with a query."""
