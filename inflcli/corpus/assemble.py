@@ -7,6 +7,7 @@ interruption.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +22,7 @@ Sequence = tuple[list[int], list[Span]]
 _SCALARS = ("document", "seen", "document_tokens")
 
 
-class Assembler:
+class Assembler(ABC):
     """What both ways share: the open sequence and the document being read."""
 
     def __init__(self, seq_len: int, bos: int | None, register: Register) -> None:
@@ -47,11 +48,13 @@ class Assembler:
             self.end_document(piece.piece.document)
             self.document, self.seen, self.document_tokens = -1, 0, 0
 
+    @abstractmethod
     def take(self, piece: EncodedPiece) -> None:
-        raise NotImplementedError
+        """Take tokens of the piece into the open sequence."""
 
+    @abstractmethod
     def end_document(self, document: Document) -> None:
-        raise NotImplementedError
+        """Close the document that was being read."""
 
     def finish(self) -> None:
         """End the last sequence."""
