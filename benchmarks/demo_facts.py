@@ -5,8 +5,8 @@
 runs the embedded demo with EK-FAC, with the gradient dot product and with TF-IDF alone, and prints
 for each query the rank of the first training sequence that states the fact. A sequence states a
 fact when it holds every string of the query's `metadata.fact.all` and, where given, one of
-`metadata.fact.any`. Beside the demo's queries, which were picked by hand, it asks those of
-`more-facts.jsonl`: facts that the model answers rightly, drawn before any was scanned.
+`metadata.fact.any`. The demo's queries were picked knowing that EK-FAC finds their facts; those of
+`more-facts.jsonl` are others that the model answers rightly, the replaced first choices among them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The demo's influential sequences mean something: they state the fact that is asked for.
 
-For every demo query one of the top five of an unfiltered EK-FAC scan states the fact. The same
+For every demo query one of the top five of an unfiltered EK-FAC scan states the fact: the queries
+were picked so, and this keeps it so. The same
 figure for the gradient dot product and for TF-IDF alone shows what EK-FAC adds.
 """
 
