@@ -13,7 +13,8 @@ from typing import Any
 CURVATURES = ("ekfac", "kfac", "identity")
 LABELS = ("sampled", "true")
 SCORERS = ("paper", "okapi", "l", "plus")
-ROUTES = ("auto", "dense", "factored")
+ROUTES = ("auto", "dense", "factored", "shared")
+PRECISIONS = ("auto", "exact", "fast")
 DTYPES = ("auto", "float32", "float64", "bfloat16", "float16")
 FULL_RANK = "full"
 
@@ -30,8 +31,9 @@ class Runtime:
     """The command line, kept in the manifest as provenance."""
     checkpoint_seconds: float = 30.0
     """A long stage records its progress about this often."""
-    memory_gib: float = 2.0
-    """Ceiling for the buffers that a stage sizes itself (scoring routes)."""
+    memory_gib: float | None = None
+    """Ceiling for what a stage may choose to hold (factors, queries); None takes a share of what
+    is free."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class FitFactorsConfig(StageConfig):
     label_samples: int = 1
     max_sequences: int | None = None
     dtype: str = "auto"
+    precision: str = "auto"
     seed: int = 0
 
 
@@ -109,7 +112,9 @@ class ScanConfig(StageConfig):
     stop: int | None = None
     layers: str | None = None
     top_k: int = 100
+    token_scores: bool = False
     dtype: str = "auto"
+    precision: str = "auto"
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ class Pipeline:
         return self.run / out
 
     def fit(self, out: str = "factors", corpus: str = "corpus", **settings: Any) -> Path:
-        config = FitFactorsConfig(dtype=self.dtype, **settings)
+        config = FitFactorsConfig(**{"dtype": self.dtype, "precision": "exact", **settings})
         fit_factors(str(self.model), self.run / corpus, self.run / out, config, self.runtime)
         return self.run / out
 
@@ -67,7 +67,7 @@ class Pipeline:
         candidates: Path | None = None,
         **settings: Any,
     ) -> Path:
-        config = ScanConfig(dtype=self.dtype, **settings)
+        config = ScanConfig(**{"dtype": self.dtype, "precision": "exact", **settings})
         inputs = str(self.model), self.run / queries, self.run / corpus, self.run / out
         scan(*inputs, config, self.runtime, candidates)
         return self.run / out

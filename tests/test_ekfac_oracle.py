@@ -79,12 +79,12 @@ def case(request, tiny_model, tiny_text, tiny_queries, tmp_path_factory) -> Case
         PrepareConfig(seq_len=24, per_line=True),
         RUNTIME,
     )
-    fit = FitFactorsConfig(max_sequences=SEQUENCES, dtype=dtype, seed=3)
+    fit = FitFactorsConfig(max_sequences=SEQUENCES, dtype=dtype, precision="exact", seed=3)
     fit_factors(str(model), run / "corpus", run / "factors", fit, RUNTIME)
     for rank, name in ((None, "full"), (3, "low")):
         config = PreconditionConfig(rank=rank, dtype=dtype)
         precondition(str(model), run / "factors", tiny_queries, run / name, config, RUNTIME)
-        config = ScanConfig(dtype=dtype)
+        config = ScanConfig(dtype=dtype, precision="exact")
         scan(str(model), run / name, run / "corpus", run / f"scan-{name}", config, RUNTIME)
     return brute_force(run, model, dtype)
 

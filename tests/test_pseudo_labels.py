@@ -106,22 +106,32 @@ def test_the_distribution_is_the_softmax(tiny_model):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_label_of_probability_zero_is_never_drawn(dtype):
-    """At the front, in the middle and at the end, for the extreme uniform numbers, too."""
-    p = torch.tensor([0.0, 0.3, 0.0, 0.0, 0.7 - 1e-7, 1e-7, 0.0, 0.0], dtype=dtype)
+@pytest.mark.parametrize("spread", [1, 40, 64])
+def test_a_label_of_probability_zero_is_never_drawn(dtype, spread):
+    """At the front, in the middle and at the end, for the extreme uniform numbers, too.
+
+    `spread` puts the labels into one block of the search or into several.
+    """
+    p = torch.zeros(8 * spread, dtype=dtype)
+    p[::spread] = torch.tensor([0.0, 0.3, 0.0, 0.0, 0.7 - 1e-7, 1e-7, 0.0, 0.0], dtype=dtype)
     below_one = float(np.nextafter(1.0, 0.0))
     uniforms = torch.tensor([0.0, 1e-300, 0.3, 0.5, 1 - 1e-8, below_one], dtype=torch.float64)
-    drawn = sample(p.expand(len(uniforms), -1), uniforms)
-    assert set(drawn.tolist()) <= {1, 4, 5}
-    assert drawn[0] == 1
-    assert drawn[-1] in (4, 5)
+    drawn, _ = sample(p.expand(len(uniforms), -1), uniforms)
+    assert set(drawn.tolist()) <= {1 * spread, 4 * spread, 5 * spread}
+    assert drawn[0] == spread
+    assert drawn[-1] in (4 * spread, 5 * spread)
 
 
-def test_probabilities_need_not_be_normalised():
+@pytest.mark.parametrize("vocabulary", [30, 64, 200, 256])
+def test_probabilities_need_not_be_normalised(vocabulary):
+    """Against a plain cumulative sum, for vocabularies that are whole blocks and that are not."""
     torch.manual_seed(0)
-    p, uniforms = torch.rand(50, 30, dtype=torch.float64), torch.rand(50, dtype=torch.float64)
+    p = torch.rand(300, vocabulary, dtype=torch.float64)
+    uniforms = torch.rand(300, dtype=torch.float64)
     expected = [
         int(np.argmax(np.cumsum(row / row.sum()) > u))
         for row, u in zip(p.numpy(), uniforms.numpy(), strict=True)
     ]
-    assert sample(p * 7.5, uniforms).tolist() == expected
+    labels, sums = sample(p * 7.5, uniforms)
+    assert labels.tolist() == expected
+    torch.testing.assert_close(sums, (p * 7.5).sum(1))

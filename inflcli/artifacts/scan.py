@@ -1,5 +1,6 @@
 """Scan results: a zarr group with `scores` [query, sequence] and `layer_scores` [query, sequence,
-group], both float32, NaN where a sequence was not scanned; and the top-k of both signs.
+group], both float32, NaN where a sequence was not scanned; the top-k of both signs; and, where
+asked for, `token_scores` [query, sequence, token], summed over modules.
 """
 
 from __future__ import annotations
@@ -23,9 +24,17 @@ UNITS = "nats times number of training sequences (unscaled influence on the quer
 
 
 def create(
-    folder: Path, query_ids: list[str], sequences: int, group_names: list[str], top_k: int
+    folder: Path,
+    query_ids: list[str],
+    sequences: int,
+    group_names: list[str],
+    top_k: int,
+    width: int | None = None,
 ) -> zarr.Group:
-    """Open the group for writing; creates the arrays, all NaN, when they are not there yet."""
+    """Open the group for writing; creates the arrays, all NaN, when they are not there yet.
+
+    `width` is the longest sequence, where there are to be token scores.
+    """
     queries, depth = len(query_ids), len(group_names)
     signed = ArraySpec((queries, 2, top_k), (queries, 2, top_k), "int64", ("query", "sign", "rank"))
     arrays = {
@@ -42,6 +51,14 @@ def create(
         "top_ids": signed,
         "top_scores": ArraySpec(signed.shape, signed.chunks, "float32", signed.axes, np.nan),
     }
+    if width is not None:
+        arrays["token_scores"] = ArraySpec(
+            (queries, sequences, width),
+            (queries, CHUNK, width),
+            "float32",
+            ("query", "sequence", "token"),
+            np.nan,
+        )
     attributes = {
         "query_ids": query_ids,
         "group_names": group_names,
@@ -63,6 +80,11 @@ def write(
     groups.array(group, "layer_scores")[:, span] = layer_scores
 
 
+def write_tokens(group: zarr.Group, span: slice, token_scores: NDArray[np.float32]) -> None:
+    """Write the columns `span` of the token scores, [Q, n, T]."""
+    groups.array(group, "token_scores")[:, span] = token_scores
+
+
 def write_top(group: zarr.Group, ids: NDArray[np.int64], scores: NDArray[np.float32]) -> None:
     """Write the top-k of both signs, [Q, 2, K] each."""
     groups.array(group, "top_ids")[...] = ids
@@ -71,7 +93,9 @@ def write_top(group: zarr.Group, ids: NDArray[np.int64], scores: NDArray[np.floa
 
 def chunk_files(folder: Path, number: int) -> list[Path]:
     """The files that `write` makes for chunk `number` of the columns."""
-    return [folder / f"scores/c/0/{number}", folder / f"layer_scores/c/0/{number}/0"]
+    names = ["scores/c/0/{}", "layer_scores/c/0/{}/0", "token_scores/c/0/{}/0"]
+    paths = [folder / name.format(number) for name in names]
+    return [path for path in paths if path.exists()]
 
 
 @dataclass(frozen=True)
@@ -104,6 +128,13 @@ class ScanReader:
     def layer_scores(self, query: int, sequences: NDArray[np.int64]) -> NDArray[np.float32]:
         """Scores of some sequences by depth group, [n, G]."""
         return groups.read_rows(self.group, "layer_scores", query, sequences)
+
+    def token_scores(self, query: int) -> NDArray[np.float32]:
+        """Scores of one query by token, [N, T], 0 past a sequence's end, NaN where not scanned.
+
+        Raises CorruptArtifact when the scan was made without them.
+        """
+        return groups.read(self.group, "token_scores", query)
 
     def top(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """`top_ids` and `top_scores` [Q, 2, K]: most positive first, most negative first."""

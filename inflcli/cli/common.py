@@ -37,6 +37,23 @@ Dtype = Annotated[
         "the model's own on a GPU.",
     ),
 ]
+Precision = Annotated[
+    str,
+    typer.Option(
+        "--precision",
+        help="Of the programme's own products: exact (float32), or fast (bfloat16 inputs, float32 "
+        "sums). auto is fast where the processor has matrix units.",
+    ),
+]
+MaxMemory = Annotated[
+    float | None,
+    typer.Option(
+        "--max-memory",
+        min=0.0,
+        help="GiB to plan with, beside the model; half of what is free if not given. Changes the "
+        "route or the number of passes, no result.",
+    ),
+]
 BatchSize = Annotated[
     str, typer.Option("--batch-size", help="Sequences a batch, or auto. Changes no result.")
 ]
@@ -66,14 +83,21 @@ def start(*, quiet: bool, verbose: bool, debug: bool) -> None:
     console.set_level(console.QUIET if quiet else console.VERBOSE if verbose else console.NORMAL)
 
 
-def runtime(*, device: str = "auto", batch_size: str = "auto", overwrite: bool = False) -> Runtime:
+def runtime(
+    *,
+    device: str = "auto",
+    batch_size: str = "auto",
+    overwrite: bool = False,
+    max_memory: float | None = None,
+) -> Runtime:
     """Build the runtime settings. Raises BadInput for a batch size that is not one."""
     size = None
     if batch_size != "auto":
         if not batch_size.isdigit() or int(batch_size) == 0:
             raise BadInput(f"--batch-size {batch_size} is neither auto nor a positive number")
         size = int(batch_size)
-    return Runtime(device, size, overwrite, ("inflcli", *sys.argv[1:]))
+    command = ("inflcli", *sys.argv[1:])
+    return Runtime(device, size, overwrite, command, memory_gib=max_memory)
 
 
 def choice(option: str, value: str, allowed: tuple[str, ...]) -> str:

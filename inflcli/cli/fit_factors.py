@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from inflcli.cli import common
-from inflcli.config import CURVATURES, DTYPES, LABELS, FitFactorsConfig
+from inflcli.config import CURVATURES, DTYPES, LABELS, PRECISIONS, FitFactorsConfig
 
 NAME = "fit-factors"
 PANEL = common.PIPELINE
@@ -49,7 +49,9 @@ def command(
     ] = None,
     device: common.Device = "auto",
     dtype: common.Dtype = "auto",
+    precision: common.Precision = "auto",
     batch_size: common.BatchSize = "auto",
+    max_memory: common.MaxMemory = None,
     seed: common.Seed = 0,
     overwrite: common.Overwrite = False,
     quiet: common.Quiet = False,
@@ -70,9 +72,12 @@ def command(
         label_samples=label_samples,
         max_sequences=max_sequences,
         dtype=common.choice("dtype", dtype, DTYPES),
+        precision=common.choice("precision", precision, PRECISIONS),
         seed=common.checked_seed(seed),
     )
-    runtime = common.runtime(device=device, batch_size=batch_size, overwrite=overwrite)
+    runtime = common.runtime(
+        device=device, batch_size=batch_size, overwrite=overwrite, max_memory=max_memory
+    )
     from inflcli.stages.fit_factors import fit_factors
 
     common.finish(fit_factors(model, corpus, out, config, runtime), as_json)

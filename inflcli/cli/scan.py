@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from inflcli.cli import common
-from inflcli.config import DTYPES, ROUTES, ScanConfig
+from inflcli.config import DTYPES, PRECISIONS, ROUTES, ScanConfig
 from inflcli.errors import BadInput
 
 NAME = "scan"
@@ -30,7 +30,11 @@ def command(
     ] = ":",
     route: Annotated[
         str,
-        typer.Option("--route", help="auto (by predicted cost, per module), dense or factored."),
+        typer.Option(
+            "--route",
+            help="auto (by predicted cost, per module), dense, factored; or shared, one basis for "
+            "all queries: an approximation, for families of related ones.",
+        ),
     ] = "auto",
     layers: Annotated[
         str | None,
@@ -41,9 +45,15 @@ def command(
     top_k: Annotated[
         int, typer.Option("--top-k", min=1, help="Sequences of each sign kept per query.")
     ] = 100,
+    token_scores: Annotated[
+        bool,
+        typer.Option("--token-scores", help="Also keep the score of every token."),
+    ] = False,
     device: common.Device = "auto",
     dtype: common.Dtype = "auto",
+    precision: common.Precision = "auto",
     batch_size: common.BatchSize = "auto",
+    max_memory: common.MaxMemory = None,
     overwrite: common.Overwrite = False,
     quiet: common.Quiet = False,
     verbose: common.Verbose = False,
@@ -62,9 +72,13 @@ def command(
         stop=stop,
         layers=layers,
         top_k=top_k,
+        token_scores=token_scores,
         dtype=common.choice("dtype", dtype, DTYPES),
+        precision=common.choice("precision", precision, PRECISIONS),
     )
-    runtime = common.runtime(device=device, batch_size=batch_size, overwrite=overwrite)
+    runtime = common.runtime(
+        device=device, batch_size=batch_size, overwrite=overwrite, max_memory=max_memory
+    )
     from inflcli.stages.scan import scan
 
     common.finish(scan(model, queries, corpus, out, config, runtime, candidates), as_json)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_TILE = 1024
+
 
 def block_sizes(size: int, blocks: int) -> list[int]:
     """Cut `size` into `blocks` parts as equal as can be (the bias column makes sizes odd)."""
@@ -17,8 +19,8 @@ def block_sizes(size: int, blocks: int) -> list[int]:
 class CovarianceSum:
     """Running sum of x xᵀ, kept as the diagonal blocks of the block-diagonal variant (Eq. 33).
 
-    `blocks` are [D_o, D_o] with sum D_o = D; one block is the full matrix. `count` is the number
-    of rows in the sum.
+    `blocks` are [D_o, D_o] with sum D_o = D; one block is the full matrix. Of a wide block only the
+    tiles on and right of the diagonal are kept up. `count` is the number of rows in the sum.
     """
 
     blocks: list[Tensor]
@@ -32,14 +34,25 @@ class CovarianceSum:
         return cls([torch.zeros(part, part, dtype=dtype, device=device) for part in sizes])
 
     def add(self, rows: Tensor) -> None:
-        """Add rows [n, D]. Cost: n · sum D_o² MACs."""
+        """Add rows [n, D]. Cost: n · sum D_o² MACs, towards half of that for wide blocks."""
         rows = rows.to(self.blocks[0].dtype)
         parts = rows.split([block.shape[0] for block in self.blocks], dim=1)
         for block, part in zip(self.blocks, parts, strict=True):
-            block.addmm_(part.T, part)
+            for first in _tiles(len(block)):
+                tile = slice(first, first + _TILE)
+                block[tile, first:].addmm_(part[:, tile].T, part[:, first:])
         self.count += rows.shape[0]
 
     def mean(self) -> list[Tensor]:
         """E[x xᵀ] block by block, in float64, symmetrised."""
-        scaled = [block.double() / max(self.count, 1) for block in self.blocks]
-        return [(block + block.T) / 2 for block in scaled]
+        return [_mirrored(block.double() / max(self.count, 1)) for block in self.blocks]
+
+
+def _tiles(size: int) -> range:
+    """First columns of the tiles. Products narrower than a tile gain nothing from the symmetry."""
+    return range(0, size, _TILE if size >= _TILE + _TILE // 2 else size)
+
+
+def _mirrored(block: Tensor) -> Tensor:
+    upper = block.triu()
+    return upper + upper.triu(1).T

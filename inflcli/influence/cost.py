@@ -1,13 +1,24 @@
-"""Predicted cost of the scoring routes, and the choice between them."""
+"""Predicted cost of the scoring routes, and the choice between them.
+
+Costs are in MACs a token: those of the matrix products, and what moves through memory beside them
+at `balance` MACs a byte, which says how many multiply-adds the device does in the time of one byte.
+The shapes of a batch are given, so the same choice comes out on every run.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-# A multiply-add outside a matrix product is bound by memory, not arithmetic: about this many of a
-# matrix product's cost as much.
-_ELEMENTWISE = 16
+BALANCE = {
+    ("cpu", "exact"): 12.0,
+    ("cpu", "fast"): 40.0,
+    ("cuda", "exact"): 20.0,
+    ("cuda", "fast"): 100.0,
+}
+"""MACs a byte, measured on CPUs with AMX; the rows for GPUs are from their data sheets."""
+_FLOAT = 4
+"""Bytes of a number between two products, which are float32."""
 
 
 @dataclass(frozen=True)
@@ -19,36 +30,54 @@ class ModuleShape:
     columns: int | None
 
 
-def dense_cost(shape: ModuleShape, queries: int, tokens: float) -> float:
-    """MACs a token of the dense route: M P, and Q M P / T."""
+@dataclass(frozen=True)
+class Work:
+    """What a batch is scored against, and on what."""
+
+    queries: int
+    sequences: float
+    """Sequences a batch."""
+    tokens: float
+    """Tokens a sequence."""
+    element: int
+    """Bytes of a number of a dense query."""
+    balance: float
+    token_scores: bool = False
+
+
+def dense_cost(shape: ModuleShape, work: Work) -> float:
+    """Of the dense route: M P to form DW, Q M P / T to score it, and reading queries and DW.
+
+    With token scores Q M P instead.
+    """
     weights = shape.outputs * shape.inputs
-    return weights + queries * weights / tokens + _ELEMENTWISE * weights / tokens
+    if work.token_scores:
+        return work.queries * (weights + _FLOAT * work.balance * 2 * shape.inputs)
+    # DW is written, perhaps cast, and read; the queries are read once a batch.
+    moved = (2 * _FLOAT + 2 * work.element) * weights / work.tokens
+    read = work.queries * weights * work.element / (work.sequences * work.tokens)
+    scored = max(work.queries * weights / work.tokens, work.balance * read)
+    return weights + scored + work.balance * moved
 
 
-def factored_cost(shape: ModuleShape) -> float:
-    """MACs a token of the factored route: K (M + P), and K products elementwise."""
+def factored_cost(shape: ModuleShape, work: Work) -> float:
+    """Of the factored route: K (M + P), and two [T, K] written, multiplied and added up."""
     columns = shape.columns or 0
-    return columns * (shape.outputs + shape.inputs) + _ELEMENTWISE * columns
+    moved = 6 * _FLOAT * columns
+    return columns * (shape.outputs + shape.inputs) + work.balance * moved
 
 
-def dense_bytes(shape: ModuleShape, queries: int, element: int) -> int:
-    return queries * shape.outputs * shape.inputs * element
+def dense_bytes(shape: ModuleShape, work: Work) -> int:
+    return work.queries * shape.outputs * shape.inputs * work.element
 
 
 def choose_routes(
-    shapes: Mapping[str, ModuleShape],
-    *,
-    queries: int,
-    tokens: float,
-    element: int,
-    memory: float,
-    forced: str,
+    shapes: Mapping[str, ModuleShape], work: Work, *, memory: float, forced: str
 ) -> dict[str, str]:
-    """`dense` or `factored` for every module.
+    """`dense` or `factored` for every module; `forced` is auto or a route.
 
-    `tokens` is the mean length of a sequence, `element` the bytes of a number, `memory` the bytes
-    that dense queries may take together: where not all fit, those that save most a byte do.
-    Queries stored dense have no other route. `forced` is auto, dense or factored.
+    `memory` are the bytes that dense queries may take together: where not all fit, those that
+    save most a byte do. Queries stored dense have no other route.
     """
     routes = {n: "dense" if s.columns is None else "factored" for n, s in shapes.items()}
     if forced != "auto":
@@ -56,10 +85,10 @@ def choose_routes(
     left, gains = memory, []
     for name, shape in shapes.items():
         if shape.columns is not None:
-            saved = factored_cost(shape) - dense_cost(shape, queries, tokens)
-            gains.append((saved / dense_bytes(shape, queries, element), name))
+            saved = factored_cost(shape, work) - dense_cost(shape, work)
+            gains.append((saved / dense_bytes(shape, work), name))
     for gain, name in sorted(gains, reverse=True):
-        size = dense_bytes(shapes[name], queries, element)
+        size = dense_bytes(shapes[name], work)
         if gain > 0 and size <= left:
             routes[name], left = "dense", left - size
     return routes

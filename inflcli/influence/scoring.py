@@ -5,18 +5,24 @@ With V_q the preconditioned gradient of query q [P, M], and a [B, T, M], g [B, T
     token score     s[b, t, q] = g[b, t]ᵀ V_q a[b, t]
     sequence score  s[b, q]    = sum over t
 
-Two routes give the same numbers to rounding: `DenseQueries` forms the sequences' gradients,
-`FactoredQueries` never does.
+Three routes. `DenseQueries` forms the sequences' gradients DW, `FactoredQueries` never does; they
+give the same numbers to rounding. `SharedQueries` (in `shared`) forms DW in a basis that all
+queries have in common, and is exact only where that basis spans them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-_TOKEN_SCORE_ELEMENTS = 1 << 25
+_GRADIENT_ELEMENTS = 1 << 24
+"""Numbers of DW held at once."""
+_COLUMN_ELEMENTS = 1 << 23
+"""Numbers of a K and of g L held at once."""
 
 
 @dataclass(frozen=True)
@@ -33,16 +39,26 @@ class FactoredQueries:
 
     def sequence_scores(self, a: Tensor, g: Tensor) -> Tensor:
         """[B, Q]. Cost: K (M + P) MACs a token."""
-        return self._by_query(((g @ self.left) * (a @ self.right)).sum(1))
+        scores = a.new_zeros(a.shape[0], self.count)
+        for part, columns in self._columns(a, g):
+            scores.index_add_(1, self.owner[part], columns.sum(1))
+        return scores
 
     def token_scores(self, a: Tensor, g: Tensor) -> Tensor:
-        """[B, T, Q], at the cost of `sequence_scores`."""
-        return self._by_query((g @ self.left) * (a @ self.right))
+        """[B, T, Q], at the cost of `sequence_scores` and K Q MACs a token."""
+        scores = a.new_zeros(*a.shape[:2], self.count)
+        for part, columns in self._columns(a, g):
+            scores += columns @ self._membership[part]
+        return scores
 
-    def dense(self) -> DenseQueries:
+    def dense(self, dtype: torch.dtype | None = None) -> DenseQueries:
         """The same queries as full matrices [Q, P, M]. Cost: K P M MACs, once."""
-        members = [self.owner == query for query in range(self.count)]
-        return DenseQueries(torch.stack([self.left[:, m] @ self.right[:, m].T for m in members]))
+        shape = (self.count, self.left.shape[0], self.right.shape[0])
+        matrices = self.left.new_empty(shape, dtype=dtype or self.left.dtype)
+        for query in range(self.count):
+            mine = self.owner == query
+            matrices[query] = self.left[:, mine] @ self.right[:, mine].T
+        return DenseQueries(matrices)
 
     def select(self, query: int) -> FactoredQueries:
         """One query alone."""
@@ -50,15 +66,23 @@ class FactoredQueries:
         owner = torch.zeros_like(self.owner[mine])
         return FactoredQueries(self.left[:, mine], self.right[:, mine], owner, 1)
 
-    def _by_query(self, columns: Tensor) -> Tensor:
-        """Sum the columns [..., K] of each query: [..., Q]."""
-        scores = columns.new_zeros((*columns.shape[:-1], self.count))
-        return scores.index_add_(-1, self.owner, columns)
+    def _columns(self, a: Tensor, g: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """(g L) ⊙ (a R) [B, T, K], some columns at a time."""
+        step = max(1, _COLUMN_ELEMENTS // (a.shape[0] * a.shape[1]))
+        for first in range(0, self.left.shape[1], step):
+            part = slice(first, first + step)
+            yield part, (g @ self.left[:, part]).mul_(a @ self.right[:, part])
+
+    @cached_property
+    def _membership(self) -> Tensor:
+        """[K, Q]: 1 where the column belongs to the query."""
+        member = self.left.new_zeros(len(self.owner), self.count)
+        return member.scatter_(1, self.owner.unsqueeze(1), 1.0)
 
 
 @dataclass(frozen=True)
 class DenseQueries:
-    """`matrices` [Q, P, M], one V a query."""
+    """`matrices` [Q, P, M], one V a query; in bfloat16 they halve the memory that a scan reads."""
 
     matrices: Tensor
 
@@ -68,21 +92,19 @@ class DenseQueries:
 
     def sequence_scores(self, a: Tensor, g: Tensor) -> Tensor:
         """[B, Q]. Cost: M P MACs a token to form the gradients, Q M P a sequence to score them."""
-        gradients = g.mT @ a
-        return gradients.flatten(1) @ self.matrices.flatten(1).T
+        flat = self.matrices.flatten(1)
+        step = max(1, _GRADIENT_ELEMENTS // flat.shape[1])
+        parts = [
+            torch.bmm(g_part.mT, a_part).flatten(1).to(flat.dtype) @ flat.T
+            for g_part, a_part in zip(g.split(step), a.split(step), strict=True)
+        ]
+        return torch.cat(parts).to(a.dtype)
 
     def token_scores(self, a: Tensor, g: Tensor) -> Tensor:
         """[B, T, Q]. Cost: Q M P MACs a token."""
-        rows = max(1, _TOKEN_SCORE_ELEMENTS // max(a.numel(), 1))
-        parts = [
-            torch.einsum("btqm,btm->btq", torch.einsum("btp,qpm->btqm", g, part), a)
-            for part in self.matrices.split(rows)
-        ]
-        return torch.cat(parts, dim=-1)
+        found = [torch.linalg.vecdot(g @ matrix.to(a.dtype), a, dim=-1) for matrix in self.matrices]
+        return torch.stack(found, dim=-1)
 
     def select(self, query: int) -> DenseQueries:
         """One query alone."""
         return DenseQueries(self.matrices[query : query + 1])
-
-
-Queries = FactoredQueries | DenseQueries

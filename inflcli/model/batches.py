@@ -7,7 +7,9 @@ sequence's values do not depend on its neighbours in the batch, and no attention
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -19,8 +21,8 @@ _TOKENS_A_BATCH = 4096
 
 @dataclass(frozen=True)
 class Batch:
-    """`tokens` [B, T] int64 on the device, `predicted` [B, T] bool: positions whose *successor*
-    counts in the loss, `ids` [B]: the sequences' numbers in the corpus."""
+    """`tokens` [B, T] int64 on the device, `predicted` [B, T] bool on the CPU: positions whose
+    *successor* counts in the loss, `ids` [B]: the sequences' numbers in the corpus."""
 
     tokens: Tensor
     predicted: Tensor
@@ -31,10 +33,15 @@ class Batch:
         """Predicted tokens in the batch."""
         return int(self.predicted.sum())
 
-    @property
+    @cached_property
+    def rows(self) -> Tensor:
+        """Predicted positions among the B · T of the batch, on the device."""
+        return self.predicted.flatten().nonzero().squeeze(-1).to(self.tokens.device)
+
+    @cached_property
     def extents(self) -> list[int]:
         """Positions of each sequence up to its last predicted one: beyond them g is zero."""
-        position = torch.arange(1, self.predicted.shape[1] + 1, device=self.predicted.device)
+        position = torch.arange(1, self.predicted.shape[1] + 1)
         return [int(last) for last in (self.predicted * position).amax(1)]
 
 
@@ -75,7 +82,7 @@ def make_batch(
         predicted &= position + 1 >= first_predicted[:, None]
     return Batch(
         torch.from_numpy(np.ascontiguousarray(tokens[:, :longest])).to(device),
-        torch.from_numpy(predicted).to(device),
+        torch.from_numpy(predicted),
         ids,
     )
 
@@ -86,6 +93,19 @@ def read_batches(
     lengths: NDArray[np.int32],
     device: torch.device,
 ) -> Iterator[Batch]:
-    """Read planned batches through `take(ids) -> tokens [B, T]`; `lengths` is the corpus's."""
-    for ids in plans:
-        yield make_batch(ids, take(ids), lengths[ids], device)
+    """Read planned batches through `take(ids) -> tokens [B, T]`, one ahead of their use.
+
+    `lengths` is the corpus's.
+    """
+
+    def read(ids: NDArray[np.int64]) -> Batch:
+        return make_batch(ids, take(ids), lengths[ids], device)
+
+    with ThreadPoolExecutor(1) as pool:
+        following = None
+        for ids in plans:
+            current, following = following, pool.submit(read, ids)
+            if current is not None:
+                yield current.result()
+        if following is not None:
+            yield following.result()

@@ -12,6 +12,7 @@ from torch import nn
 from inflcli.artifacts import fingerprint
 from inflcli.artifacts.manifest import Input
 from inflcli.errors import BadInput, CorruptArtifact, NumericalFault
+from inflcli.model.precision import resolve_precision
 from inflcli.model.resolve import resolve_folder
 
 
@@ -57,6 +58,12 @@ def dtype_name(wanted: str, model: str, device: str) -> str:
         return "float32"
     config = _load_config(resolve_folder(model, weights=True))
     return str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
+
+
+def arithmetic(dtype: str, precision: str, model: str, device: str) -> tuple[str, str]:
+    """Resolve `auto` of the model's type and of the products' precision on a device."""
+    name = dtype_name(dtype, model, device)
+    return name, resolve_precision(precision, pick_device(device), getattr(torch, name))
 
 
 def identify(name: str) -> tuple[Input, Input]:

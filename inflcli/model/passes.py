@@ -22,6 +22,7 @@ from inflcli.model.batches import Batch
 from inflcli.model.capture import Capture, Consumer
 from inflcli.model.labels import Labels, SampledLabels, sample
 from inflcli.model.load import LoadedModel
+from inflcli.model.precision import products
 from inflcli.model.tracked import TrackedModule
 
 _CHUNK_ELEMENTS = 1 << 24
@@ -36,15 +37,19 @@ class Passes:
     modules: Sequence[TrackedModule]
     head: nn.Linear | None
     """The output head when the logits are exactly its output; None takes the model's own logits."""
+    precision: str = "exact"
+    """Of the matrix products in the consumer (`model.precision`)."""
 
     @classmethod
-    def for_model(cls, model: LoadedModel, modules: Sequence[TrackedModule]) -> Passes:
+    def for_model(
+        cls, model: LoadedModel, modules: Sequence[TrackedModule], precision: str = "exact"
+    ) -> Passes:
         head = _plain_head(model)
         if head is not None and any(
             model.network.get_submodule(module.name) is head for module in modules
         ):
             head = None  # a tracked head must see its gradient like any other module
-        return cls(model, modules, head)
+        return cls(model, modules, head, precision)
 
     def run(self, batch: Batch, labels: Sequence[Labels], consume: Consumer) -> Tensor:
         """One forward, and one backward for each entry of `labels`.
@@ -53,7 +58,12 @@ class Passes:
         of the last labels, [B, T], 0 where nothing is predicted. Cost: the forward, and the
         backward through activations down to the lowest tracked module.
         """
-        capture = Capture(self.model.network, self.modules, consume, batch.tokens.shape)
+
+        def at_precision(module: TrackedModule, a: Tensor, g: Tensor) -> None:
+            with products(self.precision, self.model.device):
+                consume(module, a, g)
+
+        capture = Capture(self.model.network, self.modules, at_precision, batch.tokens.shape)
         with torch.enable_grad(), capture:
             top = self._forward(batch.tokens)
             for number, kind in enumerate(labels):
@@ -79,7 +89,7 @@ class Passes:
 
     def _gradient_at_top(self, top: Tensor, batch: Batch, labels: Labels) -> tuple[Tensor, Tensor]:
         """d(sum log p)/d(top), zero where nothing is predicted, and log p [B, T]."""
-        rows = batch.predicted.flatten().nonzero().squeeze(-1)
+        rows = batch.rows
         flat = top.reshape(-1, top.shape[-1])
         sampled = isinstance(labels, SampledLabels)
         drawn = labels.uniforms(batch) if sampled else labels.targets(batch)  # type: ignore[union-attr]
@@ -90,30 +100,37 @@ class Passes:
         with torch.no_grad():
             for part, given in zip(rows.split(step), drawn.split(step), strict=True):
                 hidden = flat[part]
-                logits = hidden if self.head is None else self.head(hidden)
-                slope, value = _slope(logits.to(log_p.dtype), given, sampled)
-                slope = slope.to(flat.dtype)
-                gradient[part] = slope if self.head is None else slope @ self.head.weight
-                log_p[part] = value
+                logits = (hidden if self.head is None else self.head(hidden)).to(log_p.dtype)
+                powers, total, target, log_p[part] = _softmax(logits, given, sampled)
+                gradient[part] = self._slope(powers, total, target, flat.dtype)
         return gradient.view_as(top), log_p.view(batch.tokens.shape)
 
+    def _slope(self, powers: Tensor, total: Tensor, target: Tensor, dtype: torch.dtype) -> Tensor:
+        """`onehot(y) - powers / total` [n, V], or its product with the head's weight [n, D]."""
+        if self.head is None:
+            slope = powers.div_(total.unsqueeze(-1)).neg_()
+            ones = torch.ones_like(target, dtype=slope.dtype).unsqueeze(-1)
+            return slope.scatter_add_(-1, target.unsqueeze(-1), ones).to(dtype)
+        weight, total = self.head.weight, total.unsqueeze(-1)
+        if dtype != powers.dtype:  # sums of powers may be past float16's range
+            return weight[target] - powers.div_(total).to(dtype) @ weight
+        # Dividing [n, D] costs less than dividing [n, V], and the onehot's product is a lookup.
+        return weight[target] - (powers @ weight) / total
 
-def _slope(logits: Tensor, given: Tensor, sampled: bool) -> tuple[Tensor, Tensor]:
-    """`onehot(y) - softmax(logits)` [n, V] and log p(y) [n]; overwrites `logits`.
+
+def _softmax(logits: Tensor, given: Tensor, sampled: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """exp(logits - max) [n, V] in place of `logits`, its sums [n], the labels and their log p [n].
 
     `given` are the labels y, or the uniform numbers to draw them with.
     """
     logits -= logits.amax(-1, keepdim=True)
     # The true label's logit is read before exp(): a probability may underflow, its log may not.
     chosen = None if sampled else logits.gather(-1, given.unsqueeze(-1))
-    probabilities = logits.exp_()
-    total = probabilities.sum(-1, keepdim=True)
-    target = (sample(probabilities, given) if sampled else given).unsqueeze(-1)
+    powers = logits.exp_()
+    target, total = sample(powers, given) if sampled else (given, powers.sum(-1))
     if chosen is None:
-        chosen = probabilities.gather(-1, target).log()
-    slope = probabilities.div_(total).neg_()
-    slope.scatter_add_(-1, target, torch.ones_like(target, dtype=slope.dtype))
-    return slope, (chosen - total.log()).squeeze(-1)
+        chosen = powers.gather(-1, target.unsqueeze(-1)).log()
+    return powers, total, target, chosen.squeeze(-1) - total.log()
 
 
 @contextmanager

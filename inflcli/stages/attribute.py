@@ -29,7 +29,7 @@ from inflcli.stages import common
 from inflcli.stages.scan import load_queries
 
 STAGE = "attribute"
-_TOLERANCE = {"float64": 1e-5, "float32": 1e-3, "bfloat16": 5e-2, "float16": 2e-2}
+_TOLERANCE = {"float64": 1e-5, "float32": 1e-3, "fast": 2e-2, "bfloat16": 5e-2, "float16": 2e-2}
 """Largest difference from the scan's score, relative to the sum of absolute token influences."""
 
 
@@ -171,7 +171,10 @@ class Attribute:
         scale = np.abs(scores[ranked]).sum((1, 2), dtype=np.float64) + 1e-30
         off = np.abs(sums - self.expected[query][ranked]) / scale
         worst = float(off.max(initial=0.0))
-        types = (self.config.dtype, self.scan.artifact.manifest.details["dtype"])
+        scanned = self.scan.artifact.manifest.config
+        types = [self.config.dtype, scanned["dtype"]]
+        if scanned["precision"] == "fast":
+            types.append("fast")
         if worst > max(_TOLERANCE[name] for name in types):
             raise NumericalFault(
                 f"token influences of query {self.queries.ids[query]!r} do not add up to the "

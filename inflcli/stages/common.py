@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 
@@ -61,10 +63,48 @@ def tracked_from(fields: list[dict[str, Any]]) -> list[TrackedModule]:
 def require_finite(value: torch.Tensor, what: str, module: str) -> None:
     """Stop at NaN or infinity. Raises NumericalFault naming the module."""
     if not torch.isfinite(value).all():
-        raise NumericalFault(
-            f"{what} of module {module} is not finite",
-            "try --dtype float32; if it stays, look for NaN in the model or a damping of 0",
-        )
+        raise not_finite(what, module)
+
+
+def not_finite(what: str, module: str) -> NumericalFault:
+    return NumericalFault(
+        f"{what} of module {module} is not finite",
+        "try --dtype float32; if it stays, look for NaN in the model or a damping of 0",
+    )
+
+
+class Behind:
+    """Runs one job at a time in another thread, behind the computation.
+
+    An error of a job is raised by the next `do`, or on leaving the context.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1)
+        self._job: Future[None] | None = None
+
+    def do(self, job: Callable[[], None]) -> None:
+        """Start `job` once the one before it has ended."""
+        self._wait()
+        self._job = self._pool.submit(job)
+
+    def _wait(self) -> None:
+        job, self._job = self._job, None
+        if job is not None:
+            job.result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._pool.shutdown()  # what was handed over is finished, also after an interrupt
+        if error is None:
+            self._wait()
 
 
 @dataclass

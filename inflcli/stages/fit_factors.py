@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from inflcli import console
 from inflcli.artifacts import factors as store
@@ -21,11 +23,18 @@ from inflcli.ekfac import Basis, decompose
 from inflcli.errors import BadInput
 from inflcli.model.batches import plan_batches, read_batches
 from inflcli.model.labels import Labels, SampledLabels, TrueLabels
-from inflcli.model.load import LoadedModel, dtype_name, identify, load_model
+from inflcli.model.load import LoadedModel, arithmetic, identify, load_model
+from inflcli.model.memory import budget
 from inflcli.model.passes import Passes
 from inflcli.model.tracked import TrackedModule, find_tracked, share_tracked
 from inflcli.stages import common
-from inflcli.stages.statistics import CorrectedStatistics, CovarianceStatistics, Statistics
+from inflcli.stages.statistics import (
+    CorrectedStatistics,
+    CovarianceStatistics,
+    Statistics,
+    corrected_bytes,
+    covariance_bytes,
+)
 
 STAGE = "fit-factors"
 
@@ -40,7 +49,8 @@ def fit_factors(
     Raises BadInput, StaleArtifact, NumericalFault.
     """
     reader = CorpusReader.open(corpus)
-    config = replace(config, dtype=dtype_name(config.dtype, model, runtime.device))
+    dtype, precision = arithmetic(config.dtype, config.precision, model, runtime.device)
+    config = replace(config, dtype=dtype, precision=precision)
     weights, tokenizer = identify(model)
     common.require_same_tokenizer(reader, tokenizer)
     inputs = {"model": weights, "corpus": reader.artifact.as_input()}
@@ -80,6 +90,7 @@ class Fit:
             "modules": [asdict(module) for module in self.modules],
             "share_tracked": share,
             "dtype": config.dtype,
+            "precision": config.precision,
         }
         console.info(f"tracking {len(self.modules)} modules, {share:.1%} of the model's parameters")
         for module in self.modules:
@@ -88,74 +99,101 @@ class Fit:
 
     def run(self) -> Artifact:
         if self.config.curvature == "identity":
-            counts: dict[str, Any] = {"sequences": 0, "predicted_tokens": 0}
-            return self._finish(counts)
-        passes = Passes.for_model(self.model, self.modules)
+            return self._finish({"sequences": 0, "predicted_tokens": 0})
         ids = chosen_sequences(self.corpus, self.config)
-        counts = self.writer.progress.get("counts") or {"sequences": len(ids)}
-        if "predicted_tokens" not in counts:
-            counts |= self._covariances(passes, ids, counts)
-        if self.config.curvature == "ekfac":
-            self._corrected(passes, ids, counts)
-        return self._finish(counts)
+        if "parts" not in self.writer.progress:
+            self.writer.commit({"parts": self._parts(), "step": 0})
+        steps = self.writer.progress["parts"]
+        tokens = self.writer.progress.get("tokens", 0)
+        for step, (phase, names) in enumerate(steps):
+            if step < self.writer.progress["step"]:
+                continue
+            modules = [module for module in self.modules if module.name in names]
+            number = f" {step + 1}/{len(steps)}" if len(steps) > 2 else ""
+            if phase == "covariance":
+                tokens, folders = self._covariances(modules, ids, phase + number)
+            else:
+                folders = self._corrected(modules, ids, phase + number)
+            progress = {"parts": steps, "step": step + 1, "tokens": tokens}
+            self.writer.drop_state(progress, [self.writer.folder / name for name in folders])
+        return self._finish({"sequences": len(ids), "predicted_tokens": tokens})
+
+    def _parts(self) -> list[tuple[str, list[str]]]:
+        """The passes to make: as few as memory allows, each for some of the modules."""
+        memory = budget(self.runtime.memory_gib, self.model.device)
+        element = self.model.statistics_dtype.itemsize
+        found = []
+        phases = {"covariance": covariance_bytes, "corrected": corrected_bytes}
+        if self.config.curvature == "kfac":
+            del phases["corrected"]
+        for phase, size in phases.items():
+            sizes = {m.name: size(m, self.config.blocks, element) for m in self.modules}
+            parts = partition(self.modules, sizes, memory)
+            if len(parts) > 1:
+                console.info(
+                    f"{phase}: {sum(sizes.values()) / 2**30:.1f} GiB of sums do not fit "
+                    f"{memory / 2**30:.1f} GiB at once: {len(parts)} passes"
+                )
+            found += [(phase, part) for part in parts]
+        return found
 
     def _finish(self, counts: dict[str, Any]) -> Artifact:
         counts = {**counts, "modules": len(self.modules)}
         return self.writer.finish(counts=counts, details=self.details, timings=self.timings)
 
     def _covariances(
-        self, passes: Passes, ids: NDArray[np.int64], counts: dict[str, Any]
-    ) -> dict[str, Any]:
-        """First pass, then the eigenvectors. Returns the count of predicted tokens."""
-        statistics = CovarianceStatistics(self.modules, self.config.blocks, self.model)
-        self._pass("covariance", passes, ids, statistics, stream=0)
-        statistics.check()
+        self, modules: list[TrackedModule], ids: NDArray[np.int64], title: str
+    ) -> tuple[int, list[str]]:
+        """A pass, then the eigenvectors. Returns the count of predicted tokens."""
+        statistics = CovarianceStatistics(modules, self.config.blocks, self.model)
+        self._pass(title, modules, ids, statistics, stream=0)
         started = time.monotonic()
-        with console.progress("eigenvectors", len(self.modules), unit="modules") as meter:
-            for module in self.modules:
+        with console.progress("eigenvectors", len(modules), unit="modules") as meter:
+            for module in modules:
                 self._decompose(module, statistics)
                 meter.advance(1)
-        self.timings["eigenvectors"] = round(time.monotonic() - started, 3)
-        found = {"predicted_tokens": statistics.tokens}
-        folders = [self.writer.folder / name for name in ("inputs", "modules")]
-        self.writer.drop_state({"phase": "corrected", "counts": {**counts, **found}}, folders)
-        return found
+        self._spent("eigenvectors", started)
+        return statistics.tokens, ["inputs", "modules"]
 
     def _decompose(self, module: TrackedModule, statistics: CovarianceStatistics) -> None:
-        element = self.model.statistics_dtype
         if module.name == module.shares_input_with:
-            values, basis = decompose(statistics.inputs[module.name].mean())
-            eigen = store.Eigen(values, basis.to(element).blocks)
-            store.write_input(self.writer.folder, module.name, eigen)
-        values, basis = decompose(statistics.outputs[module.name].mean())
-        eigen = store.Eigen(values, basis.to(element).blocks)
-        store.write_output(self.writer.folder, module.name, eigen)
+            covariance = statistics.inputs.pop(module.name).mean()
+            store.write_input(self.writer.folder, module.name, self._eigen(covariance))
+        covariance = statistics.outputs.pop(module.name).mean()
+        store.write_output(self.writer.folder, module.name, self._eigen(covariance))
 
-    def _corrected(self, passes: Passes, ids: NDArray[np.int64], counts: dict[str, Any]) -> None:
-        """Second pass, with fresh pseudo-labels."""
-        bases = {m.name: read_bases(self.writer.folder, m, self.model.device) for m in self.modules}
-        statistics = CorrectedStatistics(self.modules, bases, self.model)
-        self._pass("corrected", passes, ids, statistics, stream=1, counts=counts)
-        statistics.check()
-        for module in self.modules:
+    def _eigen(self, covariance: list[Tensor]) -> store.Eigen:
+        values, basis = decompose(covariance, fast=self.config.precision == "fast")
+        return store.Eigen(values, basis.to(self.model.statistics_dtype).blocks)
+
+    def _corrected(
+        self, modules: list[TrackedModule], ids: NDArray[np.int64], title: str
+    ) -> list[str]:
+        """A pass with fresh pseudo-labels."""
+        bases = {m.name: read_bases(self.writer.folder, m, self.model.device) for m in modules}
+        statistics = CorrectedStatistics(modules, bases, self.model)
+        self._pass(title, modules, ids, statistics, stream=1)
+        for module in modules:
             mean = statistics.sums[module.name].mean()
             store.write_corrected(self.writer.folder, module.name, mean)
+        return ["corrected"]
 
     def _pass(
         self,
-        phase: str,
-        passes: Passes,
+        title: str,
+        modules: list[TrackedModule],
         ids: NDArray[np.int64],
         statistics: Statistics,
         *,
         stream: int,
-        counts: dict[str, Any] | None = None,
     ) -> None:
         """Add every sequence to `statistics`, from where an earlier run left off."""
+        passes = Passes.for_model(self.model, modules, self.config.precision)
         lengths, size, done = self.corpus.lengths, self.runtime.batch_size, 0
-        if self.writer.progress.get("phase") == phase and "state" in self.writer.progress:
-            done = self.writer.progress["done"]
-            statistics.restore(self.writer.load_state(), self.writer.progress["sums"])
+        before = dict(self.writer.progress)
+        if "state" in before:
+            done = before["done"]
+            statistics.restore(self.writer.load_state(), before["sums"])
         # Batches of any size follow one order, so a resumed run may cut them otherwise.
         order = np.concatenate(plan_batches(ids, lengths[ids], size))
         plans = plan_batches(order[done:], lengths[order[done:]], size)
@@ -163,18 +201,46 @@ class Fit:
         checkpoints = common.Checkpoints(self.runtime.checkpoint_seconds)
         started = time.monotonic()
         batches = read_batches(plans, self.corpus.take, lengths, self.model.device)
-        with console.progress(phase, len(ids), done=done) as meter:
+        with console.progress(title, len(ids), done=done) as meter:
             for batch in batches:
                 statistics.begin(batch)
                 passes.run(batch, labels, statistics.consume)
                 done += len(batch.ids)
                 meter.advance(len(batch.ids))
-                if checkpoints.due() or done == len(ids):
+                if checkpoints.due() and done < len(ids):
                     statistics.check()
-                    progress = {"phase": phase, "done": done, "sums": statistics.counts()}
+                    progress = {**before, "done": done, "sums": statistics.counts()}
                     with checkpoints.saving():
-                        self.writer.save_state(statistics.state(), {**progress, "counts": counts})
-        self.timings[phase] = round(time.monotonic() - started, 3)
+                        self.writer.save_state(statistics.state(), progress)
+        statistics.check()
+        self._spent(title.split()[0], started)
+
+    def _spent(self, what: str, started: float) -> None:
+        seconds = self.timings.get(what, 0.0) + time.monotonic() - started
+        self.timings[what] = round(seconds, 3)
+
+
+def partition(
+    modules: Sequence[TrackedModule], sizes: Mapping[str, int], memory: float
+) -> list[list[str]]:
+    """Names of the modules in parts whose sizes add up to at most `memory`, in their order.
+
+    Modules that share an input stay together; a group that is too large alone is a part alone.
+    """
+    groups: dict[str, list[str]] = {}
+    for module in modules:
+        groups.setdefault(module.shares_input_with, []).append(module.name)
+    parts: list[list[str]] = []
+    filled = 0.0
+    for names in groups.values():
+        size = sum(sizes[name] for name in names)
+        if parts and filled + size <= memory:
+            parts[-1] += names
+            filled += size
+        else:
+            parts.append(list(names))
+            filled = size
+    return parts
 
 
 def chosen_sequences(corpus: CorpusReader, config: FitFactorsConfig) -> NDArray[np.int64]:

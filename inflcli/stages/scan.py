@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +26,23 @@ from inflcli.artifacts.manifest import Identity
 from inflcli.artifacts.queries import QueriesReader
 from inflcli.config import Runtime, ScanConfig
 from inflcli.errors import BadInput
-from inflcli.influence.cost import ModuleShape, choose_routes
-from inflcli.influence.scoring import DenseQueries, FactoredQueries, Queries
+from inflcli.influence.cost import BALANCE, ModuleShape, Work, choose_routes
+from inflcli.influence.scoring import DenseQueries, FactoredQueries
+from inflcli.influence.shared import SharedQueries, share
 from inflcli.influence.topk import RunningTop
 from inflcli.model.batches import plan_batches, read_batches
 from inflcli.model.labels import TrueLabels
-from inflcli.model.load import LoadedModel, dtype_name, identify, load_model
+from inflcli.model.load import LoadedModel, arithmetic, identify, load_model
+from inflcli.model.memory import budget
 from inflcli.model.passes import Passes
 from inflcli.model.tracked import TrackedModule, depth_group, group_names, select_layers
 from inflcli.stages import common
 
 STAGE = "scan"
+_SHARED_KEEPS = 0.999
+"""Share of the queries' squared norm that the bases of the shared route span."""
+
+Queries = DenseQueries | FactoredQueries | SharedQueries
 
 
 def scan(
@@ -51,7 +60,8 @@ def scan(
     queries, and the scoring (`influence.cost`). Raises BadInput, StaleArtifact, NumericalFault.
     """
     reader, wanted = CorpusReader.open(corpus), QueriesReader.open(queries)
-    config = replace(config, dtype=dtype_name(config.dtype, model, runtime.device))
+    dtype, precision = arithmetic(config.dtype, config.precision, model, runtime.device)
+    config = replace(config, dtype=dtype, precision=precision)
     weights, tokenizer = identify(model)
     common.require_same_tokenizer(reader, tokenizer)
     mend = f"make them again: inflcli precondition --model {model} ... --overwrite"
@@ -101,22 +111,50 @@ def _scanned(
 
 @dataclass
 class Scorer:
-    """Adds up the scores of one batch, by depth group, as its gradients arrive."""
+    """Adds up the scores of a chunk of sequences, by depth group, as their gradients arrive."""
 
     queries: Mapping[str, Queries]
     groups: Mapping[str, int]
-    group_count: int
-    scores: Tensor
-    """[B, Q, G] of the batch in hand."""
+    shape: tuple[int, int]
+    """Q and G."""
+    width: int | None
+    """Positions a sequence; None leaves the token scores out."""
+    element: torch.dtype
+    device: torch.device
 
     def begin(self, sequences: int) -> None:
-        self.scores = self.scores.new_zeros((sequences, *self.scores.shape[1:]))
+        """Start a chunk of that many sequences."""
+        queries, groups = self.shape
+        self.layers = self._zeros(sequences, queries, groups)
+        self.tokens = None if self.width is None else self._zeros(sequences, self.width, queries)
+        # Looked at once a chunk: a device is not made to wait after every module.
+        self._finite: dict[str, Tensor] = {}
+
+    def place(self, rows: Tensor) -> None:
+        """Say which sequences of the chunk the next batch holds."""
+        self._rows = rows
 
     def consume(self, module: TrackedModule, a: Tensor, g: Tensor) -> None:
-        element = self.scores.dtype
-        found = self.queries[module.name].sequence_scores(a.to(element), g.to(element))
-        common.require_finite(found, "score", module.name)
-        self.scores[:, :, self.groups[module.name]] += found
+        a, g = a.to(self.element), g.to(self.element)
+        queries, group = self.queries[module.name], self.groups[module.name]
+        if self.tokens is None:
+            found = queries.sequence_scores(a, g)
+        else:
+            by_token = queries.token_scores(a, g)
+            self.tokens[self._rows, : by_token.shape[1]] += by_token
+            found = by_token.sum(1)
+        self.layers[self._rows, :, group] += found
+        finite = torch.isfinite(found).all()
+        self._finite[module.name] = finite & self._finite.get(module.name, True)
+
+    def _zeros(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=self.element, device=self.device)
+
+    def check(self) -> None:
+        """Raise NumericalFault naming a module whose scores are not finite."""
+        for name, finite in self._finite.items():
+            if not bool(finite):
+                raise common.not_finite("score", name)
 
 
 class Scan:
@@ -138,100 +176,130 @@ class Scan:
         self.modules = select_layers(every, config.layers)
         self.names = group_names(self.modules)
         self.routes: dict[str, str] = writer.progress.get("routes", {})
+        self.done: set[int] = set(writer.progress.get("chunks", []))
 
     def run(self) -> Artifact:
-        group = store.create(
+        self.group = store.create(
             self.writer.folder,
             self.queries.ids,
             self.corpus.n_sequences,
             self.names,
             min(self.config.top_k, self.corpus.n_sequences),
+            int(self.corpus.lengths.max()) if self.config.token_scores else None,
         )
-        done = set(self.writer.progress.get("chunks", []))
-        chunks = [chunk for chunk in _chunks(self.ids) if chunk[0] not in done]
-        left = sum(len(ids) for _, ids in chunks)
+        chunks = [chunk for chunk in _chunks(self.ids) if chunk[0] not in self.done]
+        started = time.monotonic()
         if chunks:
-            scorer = self._scorer()
-            passes = Passes.for_model(self.model, self.modules)
-            with console.progress("scan", len(self.ids), done=len(self.ids) - left) as meter:
-                for number, ids in chunks:
-                    self._chunk(group, passes, scorer, number, ids, meter)
-                    done.add(number)
-                    written = store.chunk_files(self.writer.folder, number)
-                    progress = {"chunks": sorted(done), "routes": self.routes}
-                    self.writer.commit(progress, written)
-        self._top(group)
+            self._score(chunks)
+        seconds = round(time.monotonic() - started, 3)
+        self._top(self.group)
         counts = {"sequences": len(self.ids), "queries": len(self.queries.ids)}
         details = {
             "routes": self.routes,
             "groups": self.names,
             "dtype": self.config.dtype,
+            "precision": self.config.precision,
             "modules": [module.name for module in self.modules],
         }
-        return self.writer.finish(counts=counts, details=details)
+        return self.writer.finish(counts=counts, details=details, timings={"scan": seconds})
+
+    def _score(self, chunks: Sequence[tuple[int, NDArray[np.int64]]]) -> None:
+        """Score chunk after chunk; each is written while the next is computed."""
+        scorer = self._scorer()
+        passes = Passes.for_model(self.model, self.modules, self.config.precision)
+        lengths, size = self.corpus.lengths, self.runtime.batch_size
+        plans = [plan_batches(ids, lengths[ids], size) for _, ids in chunks]
+        every = [plan for plan_of_chunk in plans for plan in plan_of_chunk]
+        batches = read_batches(every, self.corpus.take, lengths, self.model.device)
+        before = len(self.ids) - sum(len(ids) for _, ids in chunks)
+        with (
+            console.progress("scan", len(self.ids), done=before) as meter,
+            common.Behind() as behind,
+        ):
+            for (number, ids), plan in zip(chunks, plans, strict=True):
+                scorer.begin(len(ids))
+                for batch in islice(batches, len(plan)):
+                    scorer.place(torch.from_numpy(np.searchsorted(ids, batch.ids)))
+                    if batch.count:
+                        passes.run(batch, [TrueLabels()], scorer.consume)
+                    meter.advance(len(batch.ids))
+                scorer.check()
+                tokens = None if scorer.tokens is None else scorer.tokens.float().cpu().numpy()
+                layers = scorer.layers.float().cpu().numpy()
+                behind.do(partial(self._record, number, ids, layers, tokens))
+
+    def _record(
+        self,
+        number: int,
+        ids: NDArray[np.int64],
+        layers: NDArray[np.float32],
+        tokens: NDArray[np.float32] | None,
+    ) -> None:
+        """Write the scores of the sequences `ids`, all within chunk `number` of the arrays."""
+        first = number * store.CHUNK
+        width = min(store.CHUNK, self.corpus.n_sequences - first)
+        span = slice(first, first + width)
+
+        def spread(values: NDArray[np.float32]) -> NDArray[np.float32]:
+            """[n, ...] to [width, ...], NaN where nothing was scanned."""
+            found = np.full((width, *values.shape[1:]), np.nan, np.float32)
+            found[ids - first] = values
+            return found
+
+        with write_errors(self.writer.folder):
+            by_query = spread(layers).transpose(1, 0, 2)
+            store.write(self.group, span, by_query.sum(-1, dtype=np.float64), by_query)
+            if tokens is not None:
+                store.write_tokens(self.group, span, spread(tokens).transpose(2, 0, 1))
+        self.done.add(number)
+        written = store.chunk_files(self.writer.folder, number)
+        self.writer.commit({"chunks": sorted(self.done), "routes": self.routes}, written)
 
     def _scorer(self) -> Scorer:
+        """The queries by the route of each module."""
         element = self.model.statistics_dtype
-        loaded = {m.name: self._load(m.name, element) for m in self.modules}
-        self.routes = self._choose(loaded, element)
-        queries = {
-            name: entry.dense()
-            if self.routes[name] == "dense" and isinstance(entry, FactoredQueries)
-            else entry
-            for name, entry in loaded.items()
-        }
+        held = torch.bfloat16 if self.config.precision == "fast" else element
+        names = [module.name for module in self.modules]
+        loaded = {n: load_queries(self.queries, n, element, self.model.device) for n in names}
+        self.routes = self.routes or self._choose(loaded, held)
+        queries: dict[str, Queries] = {}
+        for name in names:
+            queries[name] = _on_route(loaded.pop(name), self.routes[name], held)
+        self._describe_routes(queries)
         groups = {module.name: depth_group(module, self.modules) for module in self.modules}
-        shape = (0, len(self.queries.ids), len(self.names))
-        empty = torch.zeros(shape, dtype=element, device=self.model.device)
-        return Scorer(queries, groups, len(self.names), empty)
+        shape = (len(self.queries.ids), len(self.names))
+        width = int(self.corpus.lengths.max()) if self.config.token_scores else None
+        return Scorer(queries, groups, shape, width, element, self.model.device)
 
-    def _load(self, name: str, element: torch.dtype) -> Queries:
-        return load_queries(self.queries, name, element, self.model.device)
-
-    def _choose(self, loaded: Mapping[str, Queries], element: torch.dtype) -> dict[str, str]:
+    def _choose(self, loaded: Mapping[str, Queries], held: torch.dtype) -> dict[str, str]:
         shapes = {
             module.name: ModuleShape(module.outputs, module.inputs, _columns(loaded[module.name]))
             for module in self.modules
         }
-        routes = choose_routes(
-            shapes,
+        lengths = self.corpus.lengths[self.ids]
+        batches = len(plan_batches(self.ids, lengths, self.runtime.batch_size))
+        device = "cpu" if self.model.device.type == "cpu" else "cuda"
+        work = Work(
             queries=len(self.queries.ids),
-            tokens=float(self.corpus.lengths[self.ids].mean()),
-            element=element.itemsize,
-            memory=self.runtime.memory_gib * 2**30,
-            forced=self.config.route,
+            sequences=len(self.ids) / batches,
+            tokens=float(lengths.mean()),
+            element=held.itemsize,
+            balance=BALANCE[device, self.config.precision],
+            token_scores=self.config.token_scores,
         )
-        for route in ("dense", "factored"):
-            names = [name for name, taken in routes.items() if taken == route]
-            if names:
-                console.info(f"route {route} for {len(names)} of {len(routes)} modules")
-                console.detail("  " + ", ".join(names))
-        return routes
+        memory = budget(self.runtime.memory_gib, self.model.device)
+        return choose_routes(shapes, work, memory=memory, forced=self.config.route)
 
-    def _chunk(
-        self,
-        group: zarr.Group,
-        passes: Passes,
-        scorer: Scorer,
-        number: int,
-        ids: NDArray[np.int64],
-        meter: console.Meter,
-    ) -> None:
-        """Score the sequences `ids`, all within chunk `number` of the arrays, and write them."""
-        first = number * store.CHUNK
-        width = min(store.CHUNK, self.corpus.n_sequences - first)
-        shape = (len(self.queries.ids), width, len(self.names))
-        found = np.full(shape, np.nan, np.float32)
-        plans = plan_batches(ids, self.corpus.lengths[ids], self.runtime.batch_size)
-        for batch in read_batches(plans, self.corpus.take, self.corpus.lengths, self.model.device):
-            scorer.begin(len(batch.ids))
-            if batch.count:
-                passes.run(batch, [TrueLabels()], scorer.consume)
-            found[:, batch.ids - first] = scorer.scores.permute(1, 0, 2).float().cpu().numpy()
-            meter.advance(len(batch.ids))
-        with write_errors(self.writer.folder):
-            span = slice(first, first + width)
-            store.write(group, span, found.sum(-1, dtype=np.float64), found)
+    def _describe_routes(self, queries: Mapping[str, Queries]) -> None:
+        for route in sorted(set(self.routes.values())):
+            names = [name for name, taken in self.routes.items() if taken == route]
+            console.info(f"route {route} for {len(names)} of {len(self.routes)} modules")
+            console.detail("  " + ", ".join(names))
+        for name, entry in queries.items():
+            if isinstance(entry, SharedQueries):
+                sizes = f"{entry.left.shape[1]} of {entry.left.shape[0]} outputs and "
+                sizes += f"{entry.right.shape[1]} of {entry.right.shape[0]} inputs"
+                console.detail(f"  {name}: {sizes} keep {entry.kept:.1%}")
 
     def _top(self, group: zarr.Group) -> None:
         """The top-k of both signs, in one reading of the finished scores."""
@@ -250,7 +318,7 @@ class Scan:
 
 def load_queries(
     reader: QueriesReader, name: str, element: torch.dtype, device: torch.device
-) -> Queries:
+) -> DenseQueries | FactoredQueries:
     """One module's queries, as they are stored."""
     stored = {key: value.to(device) for key, value in reader.matrices(name).items()}
     if "dense" in stored:
@@ -258,6 +326,15 @@ def load_queries(
     return FactoredQueries(
         stored["left"].to(element), stored["right"].to(element), stored["owner"], len(reader.ids)
     )
+
+
+def _on_route(queries: Queries, route: str, held: torch.dtype) -> Queries:
+    """Queries as a route wants them; dense ones are held as `held`."""
+    if isinstance(queries, FactoredQueries):
+        if route == "shared":
+            return share(queries, _SHARED_KEEPS)
+        return queries.dense(held) if route == "dense" else queries
+    return DenseQueries(queries.matrices.to(held)) if isinstance(queries, DenseQueries) else queries
 
 
 def _columns(queries: Queries) -> int | None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from inflcli.ekfac import Basis, CorrectedSum, CovarianceSum
+from inflcli.ekfac.covariance import block_sizes
 from inflcli.model.batches import Batch
 from inflcli.model.load import LoadedModel
 from inflcli.model.tracked import TrackedModule
@@ -37,6 +38,20 @@ class Statistics(Protocol):
         """Raise NumericalFault if a sum is not finite."""
 
 
+def covariance_bytes(module: TrackedModule, blocks: int, element: int) -> int:
+    """Bytes of a module's A (where it is the first of its sharers) and S."""
+    sizes = block_sizes(module.outputs, blocks)
+    if module.name == module.shares_input_with:
+        sizes = sizes + block_sizes(module.inputs, blocks)
+    return element * sum(size**2 for size in sizes)
+
+
+def corrected_bytes(module: TrackedModule, blocks: int, element: int) -> int:
+    """Bytes of a module's Λ and of its bases."""
+    bases = block_sizes(module.outputs, blocks) + block_sizes(module.inputs, blocks)
+    return element * (module.parameters + sum(size**2 for size in bases))
+
+
 class CovarianceStatistics:
     """A per distinct input and S per module, over predicted tokens."""
 
@@ -55,7 +70,7 @@ class CovarianceStatistics:
         self._added: set[str] = set()
 
     def begin(self, batch: Batch) -> None:
-        self._rows = batch.predicted.flatten().nonzero().squeeze(-1)
+        self._rows = batch.rows
         self._added = set()
         self.tokens += len(self._rows)
 

@@ -1,0 +1,234 @@
+"""The benchmark: the plain passes, inflcli, kronfluence and bergson, alternating in one run.
+
+    make bench                every CPU shape; the peers come in environments of their own
+    python benchmarks/bench.py --shapes llama-256x4 --rounds 3 --peers kronfluence=PYTHON
+
+Every tool is a worker process in its own environment (`workers/`), with its model loaded, that
+waits while another works. A round does every job once, one after the other; figures are medians
+over the rounds, and a ratio is the median of each round's own ratio, so that a slow minute of a
+shared machine falls on both of its sides. Writes `results/SHAPE-DEVICE.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from shapes import SHAPES, Shape, make_work
+
+HERE = Path(__file__).parent
+WORKERS = {
+    "plain": "plain_worker.py",
+    "inflcli": "inflcli_worker.py",
+    "kronfluence": "kronfluence_worker.py",
+    "bergson": "bergson_worker.py",
+}
+
+
+class Worker:
+    """A worker process; `ask` sends a job and waits for its answer."""
+
+    def __init__(self, name: str, python: str, work: Path, threads: int) -> None:
+        script = HERE / "workers" / WORKERS[name]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+        environment |= {"PYTHONWARNINGS": "ignore"}
+        self.log = (work / f"{name}.log").open("w")
+        self.process = subprocess.Popen(
+            [python, str(script), str(work.resolve())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+            env=environment,
+        )
+        self.versions = self._read()["versions"]
+
+    def ask(self, **job: Any) -> dict[str, Any]:
+        assert self.process.stdin
+        print(json.dumps(job), file=self.process.stdin, flush=True)
+        return self._read()
+
+    def close(self) -> None:
+        assert self.process.stdin
+        self.process.stdin.close()
+        self.process.wait()
+
+    def _read(self) -> dict[str, Any]:
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"a worker ended; see {self.log.name}")
+        return dict(json.loads(line))
+
+
+Jobs = list[tuple[str, str, dict[str, Any]]]
+"""Label, worker, job; in the order of a round."""
+
+
+def jobs(name: str, shape: Shape) -> Jobs:
+    """What a round does for a shape."""
+    every = {"batch": shape.batch}
+    few = {**every, "sequences": max(shape.batch, shape.sequences // 4)}
+    some = min(16, shape.queries)
+    plain = [
+        (f"plain {kind}", "plain", {"do": "plain", "kind": kind, **every})
+        for kind in ("forward", "activations", "full")
+    ]
+    plain.append(("plain activations, few", "plain", {"do": "plain", "kind": "activations", **few}))
+    fit = [("fit", worker, {"do": "fit", **every}) for worker in WORKERS if worker != "plain"]
+    fit.insert(1, ("fit exact", "inflcli", {"do": "fit", "precision": "exact", **every}))
+    ours: Jobs = []
+    for queries in sorted({1, some, min(128, shape.queries), shape.queries}):
+        label = f"{queries} queries"
+        ours.append(
+            (
+                f"precondition {label}",
+                "inflcli",
+                {"do": "precondition", "queries": queries, "name": f"{queries}"},
+            )
+        )
+        ours.append((f"scan {label}", "inflcli", {"do": "scan", "name": f"{queries}", **every}))
+    full = {"do": "precondition", "queries": some, "name": "full", "rank": None}
+    ours += [
+        (f"precondition {some} queries, full rank", "inflcli", full),
+        (f"scan {some} queries, full rank", "inflcli", {"do": "scan", "name": "full", **every}),
+        (
+            f"scan {some} queries, exact",
+            "inflcli",
+            {"do": "scan", "name": f"{some}", "precision": "exact", **every},
+        ),
+        (
+            f"scan {some} queries, token scores",
+            "inflcli",
+            {"do": "scan", "name": f"{some}", "token_scores": True, **few},
+        ),
+    ]
+    score = {"do": "score", "queries": some}
+    peers = [
+        (f"score {some} queries", "kronfluence", {**score, "rank": 32, **every}),
+        (f"score {some} queries", "bergson", {**score, "query_batch": 4, **every}),
+        (
+            f"score {some} queries, token scores",
+            "kronfluence",
+            {**score, "rank": 32, "tokens": True, **few},
+        ),
+        (f"score {some} queries, token scores", "bergson", {**score, "tokens": True, **few}),
+    ]
+    if name == "llama-2048x1":  # the width at which the fit is what matters
+        return plain + fit
+    return plain + fit + ours + peers
+
+
+def measure(name: str, shape: Shape, options: argparse.Namespace) -> dict[str, Any]:
+    """All rounds of one shape."""
+    work = options.work / name
+    make_work(
+        work, shape, dtype=options.dtype, device=options.device, threads=torch.get_num_threads()
+    )
+    pythons = {"plain": sys.executable, "inflcli": sys.executable, **options.peers}
+    wanted = [job for job in jobs(name, shape) if job[1] in pythons]
+    wanted = [job for job in wanted if options.only in job[0]]
+    workers = {
+        worker: Worker(worker, python, work, torch.get_num_threads())
+        for worker, python in pythons.items()
+    }
+    found: dict[str, list[dict[str, Any]]] = {}
+    for turn in range(options.rounds):
+        for label, worker, job in wanted:
+            answer = workers[worker].ask(**job)
+            _keep_scores(work, f"{worker}: {label}", answer)
+            found.setdefault(f"{worker}: {label}", []).append(answer)
+            seconds = answer.get("seconds")
+            shown = f"{seconds:.2f} s" if seconds is not None else answer.get("error")
+            parts = " ".join(f"{k} {v:.2f}" for k, v in answer.get("parts", {}).items())
+            memory = f"{answer.get('peak_bytes', 0) / 2**20:.0f} MiB"
+            print(f"{name} {turn + 1}: {worker}: {label}: {shown} {memory} {parts}", flush=True)
+    for worker in workers.values():
+        worker.close()
+    return {
+        "shape": name,
+        "machine": machine(options.device),
+        "versions": {worker: entry.versions for worker, entry in workers.items()},
+        "command": " ".join(["python", "benchmarks/bench.py", *sys.argv[1:]]),
+        "date": time.strftime("%Y-%m-%d"),
+        "sequences": shape.sequences,
+        "length": shape.length,
+        "batch": shape.batch,
+        "dtype": options.dtype,
+        "rounds": options.rounds,
+        "jobs": found,
+        "agreement": agreement(work),
+    }
+
+
+def _keep_scores(work: Path, label: str, answer: dict[str, Any]) -> None:
+    if "scores" in answer:
+        scores = np.load(answer.pop("scores"))
+        if scores.ndim == 2:
+            np.save(work / f"{label.replace(': ', '~')}.scores.npy", scores)
+
+
+def agreement(work: Path) -> dict[str, dict[str, float]]:
+    """Pearson over sequences, smallest and mean over queries, against our full rank's scores."""
+    paths = sorted(work.glob("*.scores.npy"))
+    full = [path for path in paths if "full rank" in path.name]
+    if not full:
+        return {}
+    against, found = np.load(full[0]).astype(np.float64), {}
+    for path in paths:
+        scores = np.load(path).astype(np.float64)
+        rows = min(len(against), len(scores))
+        columns = min(against.shape[1], scores.shape[1])
+        if columns > 2:
+            r = [
+                float(np.corrcoef(a[:columns], b[:columns])[0, 1])
+                for a, b in zip(against[:rows], scores[:rows], strict=True)
+            ]
+            name = path.name.removesuffix(".scores.npy").replace("~", ": ")
+            found[name] = {"min": min(r), "mean": statistics.fmean(r)}
+    return found
+
+
+def machine(device: str) -> dict[str, Any]:
+    described = {"cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    described["processor"] = platform.processor() or platform.machine()
+    with Path("/proc/cpuinfo").open() as lines:
+        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    described["processor"] = names[0] if names else described["processor"]
+    if device != "cpu":
+        described["gpu"] = torch.cuda.get_device_name(device)
+    return described
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    usual = ["llama-256x4", "gpt2-256x4", "llama-576x12", "smollm2"]
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=usual)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--only", default="", help="only jobs whose label contains this")
+    parser.add_argument("--work", type=Path, default=Path("runs/bench"))
+    parser.add_argument("--out", type=Path, default=HERE / "results")
+    parser.add_argument("--peers", nargs="*", default=[], metavar="NAME=PYTHON")
+    options = parser.parse_args()
+    options.peers = dict(peer.split("=", 1) for peer in options.peers)
+    options.out.mkdir(exist_ok=True)
+    for name in options.shapes:
+        result = measure(name, SHAPES[name], options)
+        path = options.out / f"{name}-{options.device}.json"
+        path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
