@@ -17,6 +17,9 @@ ROUTES = ("auto", "dense", "factored", "shared")
 PRECISIONS = ("auto", "exact", "fast")
 DTYPES = ("auto", "float32", "float64", "bfloat16", "float16")
 FULL_RANK = "full"
+# How queries are compressed unless told otherwise: one of the two is None.
+DEFAULT_RANK: int | None = 32
+DEFAULT_KEEP: float | None = None
 
 
 @dataclass(frozen=True)
@@ -90,13 +93,30 @@ class FitFactorsConfig(StageConfig):
 class PreconditionConfig(StageConfig):
     curvature: str = "auto"
     """auto takes what the factors were fitted for."""
-    rank: int | None = 32
-    """None keeps the full matrices."""
+    rank: int | None = DEFAULT_RANK
+    """The rank of every module's matrix. None, without `keep`: the full matrices."""
+    keep: float | None = DEFAULT_KEEP
+    """The share of a query's energy to keep, wherever in its modules that is cheapest. It goes
+    with rank None."""
+    max_rank: int | None = None
+    """With `keep`: the highest rank of a module; None sets no limit."""
     damping_factor: float | None = 0.1
     damping: float | None = None
     """An absolute damping; replaces the factor."""
     bos: bool = False
     dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.rank is not None and self.keep is not None:
+            raise ValueError("rank and keep exclude each other: one of them must be None")
+        if self.max_rank is not None and self.keep is None:
+            raise ValueError("max_rank limits keep and means nothing without it")
+
+    def identity(self) -> dict[str, Any]:
+        """Without the settings of the compression that was not chosen."""
+        whole = super().identity()
+        unused = ("keep", "max_rank") if self.keep is None else ("rank",)
+        return {key: whole[key] for key in whole if key not in unused}
 
 
 @dataclass(frozen=True)

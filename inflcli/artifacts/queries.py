@@ -4,7 +4,10 @@
 holds one module's matrices for all queries: `left` [P, K], `right` [M, K] and `owner` [K] (column
 k belongs to query owner[k], so that ranks may differ), or `dense` [Q, P, M].
 
-While the stage runs, each chunk of queries is one file of its own; `merge_chunks` joins them, and
+`queries.json` also says what was kept of a query's squared norm, as a whole and by module, in how
+many columns and bytes.
+
+While the stage runs, each chunk of queries has files of its own; `merge_chunks` joins them, and
 they go when the artifact is published.
 """
 
@@ -15,33 +18,40 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from inflcli.artifacts import files
 from inflcli.artifacts.folder import Artifact
 
 
-def chunk_path(folder: Path, number: int) -> Path:
-    return folder / f"chunk.{number:05d}.safetensors"
+def write_chunk(folder: Path, number: int, name: str, tensors: dict[str, Tensor]) -> Path:
+    """Write what one module keeps of a chunk of queries."""
+    path = _chunk_path(folder, number, name)
+    files.write_tensors(path, tensors, {})
+    return path
 
 
 def merge_chunks(folder: Path, names: list[str], chunks: int) -> None:
-    """Join the files of the chunks into one file a module."""
+    """Join the files of the chunks into one file a module; a single chunk's only move."""
     (folder / "modules").mkdir(exist_ok=True)
     for name in names:
-        parts = [_read_module(chunk_path(folder, number), name) for number in range(chunks)]
+        paths = [_chunk_path(folder, number, name) for number in range(chunks)]
+        whole = folder / "modules" / f"{name}.safetensors"
+        if chunks == 1:
+            # It is not there any more if an earlier run was stopped right after this.
+            if paths[0].exists():
+                paths[0].replace(whole)
+            continue
+        parts = [files.read_tensors(path) for path in paths]
         joined = {
             key: torch.cat([part[key] for part in parts], dim=0 if key in ("dense", "owner") else 1)
             for key in parts[0]
         }
-        files.write_tensors(folder / "modules" / f"{name}.safetensors", joined, {})
+        files.write_tensors(whole, joined, {})
 
 
-def _read_module(path: Path, name: str) -> dict[str, Tensor]:
-    with safe_open(path, framework="pt") as handle:
-        wanted = [key for key in handle.keys() if key.rpartition(":")[0] == name]  # noqa: SIM118
-        return {key.rpartition(":")[2]: handle.get_tensor(key) for key in wanted}
+def _chunk_path(folder: Path, number: int, name: str) -> Path:
+    return folder / f"chunk.{number:05d}.{name}.safetensors"
 
 
 def write_queries(folder: Path, queries: list[dict[str, Any]]) -> None:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from inflcli.cli import common
-from inflcli.config import CURVATURES, DTYPES, FULL_RANK, PreconditionConfig
+from inflcli.config import (
+    CURVATURES,
+    DEFAULT_KEEP,
+    DEFAULT_RANK,
+    DTYPES,
+    FULL_RANK,
+    PreconditionConfig,
+)
 from inflcli.errors import BadInput
 
 NAME = "precondition"
@@ -21,8 +28,26 @@ def command(
     queries: common.QueryFile,
     out: common.Out,
     rank: Annotated[
-        str, typer.Option("--rank", help="Rank of a query's matrix per module, or full.")
-    ] = "32",
+        str | None,
+        typer.Option(
+            "--rank",
+            help="One rank for a query's matrix in every module, or full.",
+            show_default=str(DEFAULT_RANK) if DEFAULT_RANK else False,
+        ),
+    ] = None,
+    keep: Annotated[
+        float | None,
+        typer.Option(
+            "--keep",
+            help="Instead of a rank, the share of a query's energy (squared norm) to keep: ranks "
+            "differ by module, high where that takes least space.",
+            show_default=str(DEFAULT_KEEP) if DEFAULT_KEEP else False,
+        ),
+    ] = None,
+    max_rank: Annotated[
+        int | None,
+        typer.Option("--max-rank", min=1, help="With --keep, the highest rank in a module."),
+    ] = None,
     damping_factor: Annotated[
         float | None,
         typer.Option(
@@ -69,7 +94,7 @@ def command(
     factor = 0.1 if damping_factor is None and damping is None else damping_factor
     config = PreconditionConfig(
         curvature=common.choice("curvature", curvature, ("auto", *CURVATURES)),
-        rank=_rank(rank),
+        **_compression(rank, keep, max_rank),
         damping_factor=factor,
         damping=damping,
         bos=bos,
@@ -79,6 +104,22 @@ def command(
     from inflcli.stages.precondition import precondition
 
     common.finish(precondition(model, factors, queries, out, config, runtime), as_json)
+
+
+def _compression(rank: str | None, keep: float | None, max_rank: int | None) -> dict[str, Any]:
+    """The settings `rank`, `keep` and `max_rank`. Raises BadInput."""
+    if rank is not None and keep is not None:
+        raise BadInput("--rank and --keep exclude each other")
+    if keep is not None and not 0 < keep < 1:
+        hint = f"--rank {FULL_RANK} keeps everything"
+        raise BadInput(f"--keep {keep} is not a share between 0 and 1", hint)
+    if rank is None and keep is None:
+        uniform, keep = DEFAULT_RANK, DEFAULT_KEEP
+    else:
+        uniform = None if rank is None else _rank(rank)
+    if max_rank is not None and keep is None:
+        raise BadInput("--max-rank goes with --keep", "--rank sets one rank for all modules")
+    return {"rank": uniform, "keep": keep, "max_rank": max_rank}
 
 
 def _rank(text: str) -> int | None:

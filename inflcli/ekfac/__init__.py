@@ -9,22 +9,28 @@ module each:
 3. `corrected`:  Λ = E[(Q_Sᵀ DW Q_A)²] over sequences
 4. `inverse`:    (G + λI)⁻¹ V = Q_S [(Q_Sᵀ V Q_A) / (Λ + λ)] Q_Aᵀ
 
-and `lowrank` compresses a preconditioned query. Works for any model of linear modules: nothing
-here knows about language models.
+`lowrank` finds the leading components of a preconditioned query, and `allocation` says how many of
+them to keep in each module. Works for any model of linear modules: nothing here knows about
+language models.
 """
 
+from inflcli.ekfac.allocation import allocate
 from inflcli.ekfac.corrected import CorrectedSum
 from inflcli.ekfac.covariance import CovarianceSum
 from inflcli.ekfac.eigenbasis import Basis, decompose
-from inflcli.ekfac.inverse import damping_value, kfac_eigenvalues, precondition
-from inflcli.ekfac.lowrank import truncate
+from inflcli.ekfac.inverse import DampedInverse, damping_value, kfac_eigenvalues, precondition
+from inflcli.ekfac.lowrank import LowRank, energy, truncate
 
 __all__ = [
     "Basis",
     "CorrectedSum",
     "CovarianceSum",
+    "DampedInverse",
+    "LowRank",
+    "allocate",
     "damping_value",
     "decompose",
+    "energy",
     "kfac_eigenvalues",
     "precondition",
     "truncate",

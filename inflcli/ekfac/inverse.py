@@ -1,10 +1,16 @@
-"""The damped inverse curvature, applied in the eigenbasis (Eq. 21)."""
+"""The damped inverse curvature, applied in the eigenbasis (Eq. 21).
+
+Axes: a [n, T, M], g [n, T, P], V [n, P, M].
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from inflcli.ekfac.corrected import rotate_first
 from inflcli.ekfac.eigenbasis import Basis
 
 
@@ -38,3 +44,52 @@ def rotate_in(v: Tensor, basis_a: Basis, basis_s: Basis) -> Tensor:
 def rotate_out(rotated: Tensor, basis_a: Basis, basis_s: Basis) -> Tensor:
     """Q_S R Q_Aᵀ for R [..., P, M]: the inverse of `rotate_in`."""
     return basis_s.out_of(basis_a.out_of(rotated).mT).mT
+
+
+@dataclass(frozen=True)
+class DampedInverse:
+    """(G + λI)⁻¹ of one module: Q_A and Q_S, and Λ + λ [P, M]; None for the identity."""
+
+    bases: tuple[Basis, Basis] | None
+    divisor: Tensor | None
+    damping: float
+
+    def gradients(self, a: Tensor, g: Tensor) -> RotatedGradients:
+        """The gradients gᵀ a, to be formed later. Cost: T (M² + P²) MACs each if rotated here."""
+        if self.bases is None or not rotate_first(a.shape[1], g.shape[2], a.shape[2]):
+            return RotatedGradients(self, a, g, rotated=self.bases is None)
+        return RotatedGradients(self, self.bases[0].into(a), self.bases[1].into(g), rotated=True)
+
+    def rotate_back(self, v: Tensor) -> Tensor:
+        """V in the model's coordinates, [..., P, M]. Cost: P M (P + M) MACs a matrix."""
+        return v if self.bases is None else rotate_out(v, *self.bases)
+
+    def rotate_factors_back(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+        """left [P, K] and right [M, K] in the model's coordinates. Cost: K (M² + P²) MACs.
+
+        Rotations are orthogonal: a truncation in the eigenbasis is the same one outside of it.
+        """
+        if self.bases is None:
+            return left, right
+        basis_a, basis_s = self.bases
+        return basis_s.out_of(left.mT).mT, basis_a.out_of(right.mT).mT
+
+
+@dataclass(frozen=True)
+class RotatedGradients:
+    """n gradients as the a and g that they are formed from, in the eigenbasis if `rotated`."""
+
+    inverse: DampedInverse
+    a: Tensor
+    g: Tensor
+    rotated: bool
+
+    def preconditioned(self, rows: list[int]) -> Tensor:
+        """(Q_Sᵀ gᵀa Q_A) / (Λ + λ) of some of them, [len(rows), P, M].
+
+        Cost: T P M MACs each, and P M (P + M) where the rotation is yet to come.
+        """
+        v = self.g[rows].mT @ self.a[rows]
+        if not self.rotated and self.inverse.bases is not None:
+            v = rotate_in(v, *self.inverse.bases)
+        return v if self.inverse.divisor is None else v.div_(self.inverse.divisor)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,15 @@ import torch
 from torch import Tensor
 
 from inflcli import console
-from inflcli.artifacts import factors as factor_store
-from inflcli.artifacts import files, fingerprint
+from inflcli.artifacts import fingerprint
 from inflcli.artifacts import queries as store
 from inflcli.artifacts.factors import FactorsReader
 from inflcli.artifacts.folder import Artifact, ArtifactWriter
 from inflcli.artifacts.manifest import Identity
 from inflcli.config import PreconditionConfig, Runtime
 from inflcli.corpus.queries import EncodedQuery, encode_query, read_queries
-from inflcli.ekfac import Basis, damping_value, kfac_eigenvalues, truncate
-from inflcli.ekfac.inverse import rotate_in, rotate_out
+from inflcli.ekfac import DampedInverse
+from inflcli.ekfac.inverse import RotatedGradients
 from inflcli.errors import BadInput
 from inflcli.model.batches import Batch, make_batch
 from inflcli.model.labels import TrueLabels
@@ -30,10 +29,10 @@ from inflcli.model.passes import Passes
 from inflcli.model.resolve import load_tokenizer
 from inflcli.model.tracked import TrackedModule
 from inflcli.stages import common
-from inflcli.stages.fit_factors import read_bases
+from inflcli.stages.compression import Compressed, compress, queries_a_chunk
+from inflcli.stages.inverses import read_inverses
 
 STAGE = "precondition"
-_QUERIES_A_CHUNK = 8
 _LOSSY_BELOW = 0.9
 _NEEDS = {"ekfac": ("ekfac",), "kfac": ("ekfac", "kfac"), "identity": ("ekfac", "kfac", "identity")}
 
@@ -85,9 +84,15 @@ def precondition(
         if query.message:
             console.warn(query.message)
     artifact = Precondition(writer, loaded, reader, encoded, config, runtime).run()
-    rank = "full rank" if config.rank is None else f"rank {config.rank}"
-    summary = f"{len(encoded)} queries, {config.curvature}, {rank}"
+    summary = f"{len(encoded)} queries, {config.curvature}, {_compression(config)}"
     return common.result(artifact, fresh=False, summary=summary)
+
+
+def _compression(config: PreconditionConfig) -> str:
+    if config.keep is not None:
+        limit = f", rank {config.max_rank} at most" if config.max_rank else ""
+        return f"{config.keep:.6g} of the energy{limit}"
+    return "full rank" if config.rank is None else f"rank {config.rank}"
 
 
 def _require_curvature(factors: FactorsReader, config: PreconditionConfig) -> None:
@@ -97,34 +102,6 @@ def _require_curvature(factors: FactorsReader, config: PreconditionConfig) -> No
             f"{factors.artifact.path} holds {factors.curvature}",
             f"fit them with --curvature {config.curvature}",
         )
-
-
-@dataclass(frozen=True)
-class ModuleInverse:
-    """The damped inverse curvature of one module; no bases for the identity."""
-
-    bases: tuple[Basis, Basis] | None
-    eigenvalues: Tensor | None
-    damping: float
-
-    def apply(self, gradient: Tensor, rank: int | None) -> tuple[dict[str, Tensor], float, float]:
-        """Precondition one DW [P, M]: its tensors, ‖V‖² kept and ‖V‖².
-
-        The truncation is taken in the eigenbasis, where V is cheap, and only its factors are
-        rotated back: rotations are orthogonal, so it is the same truncation.
-        """
-        v = gradient
-        if self.bases is not None and self.eigenvalues is not None:
-            v = rotate_in(gradient, *self.bases) / (self.eigenvalues + self.damping)
-        energy = float(v.double().square().sum())
-        if rank is None:
-            dense = v if self.bases is None else rotate_out(v, *self.bases)
-            return {"dense": dense.unsqueeze(0)}, energy, energy
-        left, right, kept = truncate(v, rank)
-        if self.bases is not None:
-            basis_a, basis_s = self.bases
-            left, right = basis_s.out_of(left.T).T, basis_a.out_of(right.T).T
-        return {"left": left, "right": right}, kept * energy, energy
 
 
 class Precondition:
@@ -143,23 +120,31 @@ class Precondition:
         self.queries, self.config = queries, config
         self.modules = common.tracked_from(factors.modules)
         self.passes = Passes.for_model(model, self.modules)
-        self.size = runtime.batch_size or _QUERIES_A_CHUNK
-        self.inverses: dict[str, ModuleInverse] = {}
+        self.size = runtime.batch_size or queries_a_chunk(
+            self.modules,
+            max(len(query.tokens) for query in queries),
+            config,
+            model.statistics_dtype.itemsize,
+            runtime.memory_gib * 2**30,
+        )
+        self.inverses: dict[str, DampedInverse] = {}
 
     def run(self) -> Artifact:
-        self.inverses = {module.name: self._inverse(module) for module in self.modules}
+        self.inverses = read_inverses(self.factors, self.modules, self.config, self.model)
         done = self.writer.progress.get("queries", 0)
         described: list[dict[str, Any]] = self.writer.progress.get("described", [])
         chunks: int = self.writer.progress.get("chunks", 0)
         with console.progress("precondition", len(self.queries), done=done, unit="queries") as bar:
             while done < len(self.queries):
                 part = self.queries[done : done + self.size]
-                tensors, more = self._chunk(part, done)
-                path = store.chunk_path(self.writer.folder, chunks)
-                files.write_tensors(path, tensors, {})
+                found, more = self._chunk(part, done)
+                written = [
+                    store.write_chunk(self.writer.folder, chunks, name, one.tensors)
+                    for name, one in found.items()
+                ]
                 described, done, chunks = described + more, done + len(part), chunks + 1
                 progress = {"queries": done, "chunks": chunks, "described": described}
-                self.writer.commit(progress, [path])
+                self.writer.commit(progress, written)
                 bar.advance(len(part))
         store.merge_chunks(self.writer.folder, [module.name for module in self.modules], chunks)
         store.write_queries(self.writer.folder, described)
@@ -167,11 +152,7 @@ class Precondition:
 
     def _details(self, described: list[dict[str, Any]]) -> dict[str, Any]:
         for query in described:
-            if query["kept_energy"] < _LOSSY_BELOW:
-                console.warn(
-                    f"query {query['id']!r}: rank {self.config.rank} keeps "
-                    f"{query['kept_energy']:.0%} of its squared norm; a higher --rank keeps more"
-                )
+            _warn_if_lossy(query, self.config)
         return {
             "modules": self.factors.modules,
             "damping": {name: inverse.damping for name, inverse in self.inverses.items()},
@@ -179,60 +160,68 @@ class Precondition:
             "share_tracked": self.factors.artifact.manifest.details["share_tracked"],
         }
 
-    def _inverse(self, module: TrackedModule) -> ModuleInverse:
-        folder, device = self.factors.artifact.path, self.model.device
-        if self.config.curvature == "identity":
-            return ModuleInverse(None, None, 0.0)
-        if self.config.curvature == "ekfac":
-            eigenvalues = factor_store.read_corrected(folder, module.name)
-        else:
-            values_a = factor_store.read_input(folder, module.shares_input_with).values
-            values_s = factor_store.read_output(folder, module.name).values
-            eigenvalues = kfac_eigenvalues(values_s, values_a, self.factors.mean_tokens)
-        common.require_finite(eigenvalues, "curvature", module.name)
-        damping = damping_value(eigenvalues, self.config.damping_factor, self.config.damping)
-        eigenvalues = eigenvalues.to(device=device, dtype=self.model.statistics_dtype)
-        # A square of rounding errors is no curvature: 1 / Λ there would be noise without bound.
-        noise = torch.finfo(eigenvalues.dtype).eps ** 2 * float(eigenvalues.sum())
-        if not bool((eigenvalues + damping > noise).all()):
-            raise BadInput(
-                f"the curvature of module {module.name} is singular with damping {damping:g}",
-                "give a higher --damping or --damping-factor",
-            )
-        return ModuleInverse(read_bases(folder, module, device), eigenvalues, damping)
-
     def _chunk(
         self, part: list[EncodedQuery], first: int
-    ) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-        """Precondition a few queries: their tensors, and what queries.json says of them."""
-        batch = query_batch(part, self.model.device)
-        tensors: dict[str, list[Tensor]] = {}
-        kept, energy = np.zeros(len(part)), np.zeros(len(part))
+    ) -> tuple[dict[str, Compressed], list[dict[str, Any]]]:
+        """Precondition a few queries: by module, and what queries.json says of them."""
+        batch, element = query_batch(part, self.model.device), self.model.statistics_dtype
+        length = max(batch.extents)
+        held: list[tuple[TrackedModule, RotatedGradients]] = []
 
         def consume(module: TrackedModule, a: Tensor, g: Tensor) -> None:
-            element = self.model.statistics_dtype
-            for row in range(len(part)):
-                gradient = g[row].to(element).T @ a[row].to(element)
-                found, some, all_ = self.inverses[module.name].apply(gradient, self.config.rank)
-                kept[row] += some
-                energy[row] += all_
-                for key, value in found.items():
-                    common.require_finite(value, "preconditioned query", module.name)
-                    tensors.setdefault(f"{module.name}:{key}", []).append(value)
-                if "left" in found:
-                    owner = torch.full((found["left"].shape[1],), first + row)
-                    tensors.setdefault(f"{module.name}:owner", []).append(owner)
+            a, g = a[:, :length].to(element), g[:, :length].to(element)
+            held.append((module, self.inverses[module.name].gradients(a, g)))
 
         log_p = self.passes.run(batch, [TrueLabels()], consume)
-        share = np.divide(kept, energy, out=np.ones_like(kept), where=energy > 0)
+        found = compress(held, self.config)
+        for name, one in found.items():
+            for key, value in one.tensors.items():
+                common.require_finite(value, "preconditioned query", name)
+                if key == "owner":
+                    value += first
         described = [
-            _describe(query, log_p[row], float(share[row])) for row, query in enumerate(part)
+            {**_describe(query, log_p[row]), **self._describe_kept(found, row)}
+            for row, query in enumerate(part)
         ]
-        return {key: _join(key, parts) for key, parts in tensors.items()}, described
+        return found, described
+
+    def _describe_kept(self, found: Mapping[str, Compressed], row: int) -> dict[str, Any]:
+        """What is kept of one query, as a whole and by module."""
+        whole = self.config.rank is None and self.config.keep is None
+        numbers, by_module = 0, {}
+        for module in self.modules:
+            one = found[module.name]
+            rank, size = one.ranks[row], module.inputs + module.outputs
+            numbers += module.parameters if whole else rank * size
+            share = _share(one.kept[row], one.energy[row])
+            by_module[module.name] = {"rank": rank, "kept_energy": share}
+        kept = sum(one.kept[row] for one in found.values())
+        energy = sum(one.energy[row] for one in found.values())
+        return {
+            "kept_energy": _share(kept, energy),
+            "columns": sum(entry["rank"] for entry in by_module.values()),
+            "bytes": numbers * self.model.statistics_dtype.itemsize,
+            "modules": by_module,
+        }
 
 
-def _join(key: str, parts: list[Tensor]) -> Tensor:
-    return torch.cat(parts, dim=0 if key.endswith((":dense", ":owner")) else 1)
+def _share(kept: float, energy: float) -> float:
+    # The two are sums of different roundings.
+    return min(kept / energy, 1.0) if energy > 0 else 1.0
+
+
+def _warn_if_lossy(query: dict[str, Any], config: PreconditionConfig) -> None:
+    kept = query["kept_energy"]
+    if config.keep is not None and config.max_rank is not None and kept < config.keep:
+        console.warn(
+            f"query {query['id']!r}: --max-rank {config.max_rank} keeps {kept:.2%} of its squared "
+            f"norm instead of {config.keep:.2%}; a higher --max-rank keeps more"
+        )
+    elif config.rank is not None and kept < _LOSSY_BELOW:
+        console.warn(
+            f"query {query['id']!r}: rank {config.rank} keeps {kept:.0%} of its squared norm; "
+            "a higher --rank keeps more"
+        )
 
 
 def query_batch(queries: list[EncodedQuery], device: torch.device) -> Batch:
@@ -245,7 +234,7 @@ def query_batch(queries: list[EncodedQuery], device: torch.device) -> Batch:
     return make_batch(np.arange(len(queries)), tokens, lengths, device, starts)
 
 
-def _describe(query: EncodedQuery, log_p: Tensor, kept: float) -> dict[str, Any]:
+def _describe(query: EncodedQuery, log_p: Tensor) -> dict[str, Any]:
     first = max(query.completion_start, 1)
     of_completion = log_p[first - 1 : len(query.tokens) - 1].double().tolist()
     fields: Mapping[str, Any] = asdict(query.query)
@@ -256,5 +245,4 @@ def _describe(query: EncodedQuery, log_p: Tensor, kept: float) -> dict[str, Any]
         "merged": query.merged,
         "token_log_p": of_completion,
         "log_p": sum(of_completion),
-        "kept_energy": kept,
     }

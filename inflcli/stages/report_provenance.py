@@ -88,13 +88,21 @@ def _damping(queries: Manifest) -> Fact:
 
 def _query_facts(manifests: Manifests, views: Sequence[QueryView]) -> list[Fact]:
     queries = manifests["queries"]
-    rank = queries.config["rank"]
-    kept = [view.kept_energy for view in views]
-    note = f"keeps {percent(min(kept))} or more of a query's energy" if rank and kept else ""
+    kept, how = [view.kept_energy for view in views], _compression(queries)
+    note = f"keeps {percent(min(kept))} or more of a query's energy" if how and kept else ""
     return [
         Fact("Queries", f"{len(views)}", queries.inputs["queries"].path),
-        Fact("Compression", "none (full rank)" if rank is None else f"rank {rank}", note),
+        Fact("Compression", how or "none (full rank)", note),
     ]
+
+
+def _compression(queries: Manifest) -> str:
+    """How the queries were compressed; "" if they were not."""
+    config = queries.config
+    if config.get("keep") is not None:
+        limit = f", rank {config['max_rank']} at most" if config["max_rank"] else ""
+        return f"ranks for {config['keep'] * 100:g}% of the energy{limit}"
+    return "" if config["rank"] is None else f"rank {config['rank']}"
 
 
 def _scan_facts(manifests: Manifests) -> list[Fact]:
@@ -170,9 +178,10 @@ def caveats(manifests: Manifests, views: Sequence[QueryView]) -> list[str]:
     if factors and factors.inputs["corpus"].fingerprint != scan.inputs["corpus"].fingerprint:
         found.append("The curvature was fitted on another corpus than the one that was scanned.")
     lossy = [view.id for view in views if view.kept_energy < _LOSSY]
-    if lossy and queries.config["rank"] is not None:
+    how = _compression(queries)
+    if lossy and how:
         found.append(
-            f"Rank {queries.config['rank']} keeps less than {_LOSSY:.0%} of the energy of "
+            f"Compression ({how}) keeps less than {_LOSSY:.0%} of the energy of "
             f"{len(lossy)} of {len(views)} queries; their scores carry that error."
         )
     return found
