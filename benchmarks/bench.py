@@ -6,7 +6,8 @@
 Every tool is a worker process in its own environment (`workers/`), with its model loaded, that
 waits while another works. A round does every job once, one after the other; figures are medians
 over the rounds, and a ratio is the median of each round's own ratio, so that a slow minute of a
-shared machine falls on both of its sides. Writes `results/SHAPE-DEVICE.json`.
+shared machine falls on both of its sides. Long jobs are done once (`once`), and have that one
+figure. Writes `results/SHAPE-DEVICE.json`.
 """
 
 from __future__ import annotations
@@ -87,46 +88,43 @@ def jobs(name: str, shape: Shape) -> Jobs:
     plain.append(("plain activations, few", "plain", {"do": "plain", "kind": "activations", **few}))
     fit = [("fit", worker, {"do": "fit", **every}) for worker in WORKERS if worker != "plain"]
     fit.insert(1, ("fit exact", "inflcli", {"do": "fit", "precision": "exact", **every}))
+    if name == "llama-2048x1":  # the width at which the fit is what matters
+        return plain[:3] + fit
     ours: Jobs = []
     for queries in sorted({1, some, min(128, shape.queries), shape.queries}):
-        label = f"{queries} queries"
-        ours.append(
-            (
-                f"precondition {label}",
-                "inflcli",
-                {"do": "precondition", "queries": queries, "name": f"{queries}"},
-            )
-        )
-        ours.append((f"scan {label}", "inflcli", {"do": "scan", "name": f"{queries}", **every}))
-    full = {"do": "precondition", "queries": some, "name": "full", "rank": None}
-    ours += [
-        (f"precondition {some} queries, full rank", "inflcli", full),
-        (f"scan {some} queries, full rank", "inflcli", {"do": "scan", "name": "full", **every}),
-        (
-            f"scan {some} queries, exact",
-            "inflcli",
-            {"do": "scan", "name": f"{some}", "precision": "exact", **every},
-        ),
-        (
-            f"scan {some} queries, token scores",
-            "inflcli",
-            {"do": "scan", "name": f"{some}", "token_scores": True, **few},
-        ),
-    ]
+        job = {"do": "precondition", "queries": queries, "name": f"{queries}"}
+        ours.append((f"precondition {queries} queries", "inflcli", job))
+        job = {"do": "scan", "name": f"{queries}", **every}
+        ours.append((f"scan {queries} queries", "inflcli", job))
+    full = {"do": "precondition", "queries": some, "name": "full", "rank": None, "keep": None}
+    ours.append((f"precondition {some} queries, full rank", "inflcli", full))
+    scans = {
+        "full rank": {"name": "full"},
+        "exact": {"name": f"{some}", "precision": "exact"},
+        "dense": {"name": f"{some}", "route": "dense"},
+        "factored": {"name": f"{some}", "route": "factored"},
+    }
+    for what, settings in scans.items():
+        job = {"do": "scan", **settings, **every}
+        ours.append((f"scan {some} queries, {what}", "inflcli", job))
+    job = {"do": "scan", "name": f"{some}", "token_scores": True, **few}
+    ours.append((f"scan {some} queries, token scores", "inflcli", job))
     score = {"do": "score", "queries": some}
-    peers = [
-        (f"score {some} queries", "kronfluence", {**score, "rank": 32, **every}),
-        (f"score {some} queries", "bergson", {**score, "query_batch": 4, **every}),
-        (
-            f"score {some} queries, token scores",
-            "kronfluence",
-            {**score, "rank": 32, "tokens": True, **few},
-        ),
-        (f"score {some} queries, token scores", "bergson", {**score, "tokens": True, **few}),
+    label = f"score {some} queries"
+    peers: Jobs = [
+        (label, "kronfluence", {**score, "rank": 32, **every}),
+        (label, "bergson", {**score, "query_batch": 4, **every}),
+        (f"{label}, token scores", "kronfluence", {**score, "rank": 32, "tokens": True, **few}),
+        (f"{label}, token scores", "bergson", {**score, "query_batch": 4, "tokens": True, **few}),
     ]
-    if name == "llama-2048x1":  # the width at which the fit is what matters
-        return plain + fit
     return plain + fit + ours + peers
+
+
+def once(name: str, label: str) -> bool:
+    """Whether the first round alone does a job: what is long, or only serves another job."""
+    if label.endswith("full rank") or label == "precondition 1024 queries":
+        return True
+    return label.startswith("fit") and name in ("llama-576x12", "smollm2")
 
 
 def measure(name: str, shape: Shape, options: argparse.Namespace) -> dict[str, Any]:
@@ -138,6 +136,9 @@ def measure(name: str, shape: Shape, options: argparse.Namespace) -> dict[str, A
     pythons = {"plain": sys.executable, "inflcli": sys.executable, **options.peers}
     wanted = [job for job in jobs(name, shape) if job[1] in pythons]
     wanted = [job for job in wanted if options.only in job[0]]
+    if name == "smollm2":  # a fit takes the peers minutes here: only the plain passes beside ours
+        pythons = {"plain": sys.executable, "inflcli": sys.executable}
+        wanted = [job for job in wanted if job[1] in pythons]
     workers = {
         worker: Worker(worker, python, work, torch.get_num_threads())
         for worker, python in pythons.items()
@@ -145,6 +146,8 @@ def measure(name: str, shape: Shape, options: argparse.Namespace) -> dict[str, A
     found: dict[str, list[dict[str, Any]]] = {}
     for turn in range(options.rounds):
         for label, worker, job in wanted:
+            if turn and once(name, label):
+                continue
             answer = workers[worker].ask(**job)
             _keep_scores(work, f"{worker}: {label}", answer)
             found.setdefault(f"{worker}: {label}", []).append(answer)

@@ -14,7 +14,6 @@ import json
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,9 +32,9 @@ from inflcli.stages.precondition import precondition
 from inflcli.stages.scan import scan
 
 RESULTS = Path(__file__).with_name("results")
-RANKS = (2, 4, 8, 16, 24, 32, 48, 64)
-SHARES = (0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
-CAPS = (None, 32, 64)
+RANKS = [2, 4, 8, 16, 24, 32, 48, 64]
+SHARES = [0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999]
+CAPS = [0, 32, 64]
 
 
 @dataclass(frozen=True)
@@ -48,13 +47,16 @@ class Inputs:
     """Only the first ones of the corpus are scanned."""
 
 
-def settings() -> Iterator[dict[str, Any]]:
-    """The compressions to compare, as settings of `precondition`."""
-    for rank in RANKS:
-        yield {"rank": rank, "keep": None, "max_rank": None}
-    for cap in CAPS:
-        for share in SHARES:
-            yield {"rank": None, "keep": share, "max_rank": cap}
+Settings = list[dict[str, Any]]
+
+
+def settings(ranks: list[int], shares: list[float], caps: list[int]) -> Settings:
+    """The compressions to compare, as settings of `precondition`; a cap of 0 is none."""
+    uniform: Settings = [{"rank": rank, "keep": None, "max_rank": None} for rank in ranks]
+    allocated: Settings = [
+        {"rank": None, "keep": share, "max_rank": cap or None} for cap in caps for share in shares
+    ]
+    return uniform + allocated
 
 
 def run(inputs: Inputs, folder: Path, compression: dict[str, Any]) -> dict[str, Any]:
@@ -87,13 +89,13 @@ def compare(found: dict[str, Any], full: NDArray[np.float32]) -> dict[str, Any]:
     }
 
 
-def measure(inputs: Inputs) -> list[dict[str, Any]]:
+def measure(inputs: Inputs, compressions: Settings) -> list[dict[str, Any]]:
     """One row a compression; full rank first."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         full = run(inputs, folder, {"rank": None, "keep": None, "max_rank": None})
         rows = [{"rank": None, "keep": None, "max_rank": None, **compare(full, full["scores"])}]
-        for compression in settings():
+        for compression in compressions:
             found = run(inputs, folder, compression)
             rows.append({**compression, **compare(found, full["scores"])})
     return rows
@@ -122,13 +124,16 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, required=True)
     parser.add_argument("--sequences", type=int, default=256)
     parser.add_argument("--name", help="Of the result; the model folder's by default.")
+    parser.add_argument("--ranks", type=int, nargs="*", default=RANKS)
+    parser.add_argument("--shares", type=float, nargs="*", default=SHARES)
+    parser.add_argument("--caps", type=int, nargs="*", default=CAPS, help="0 is none.")
     options = parser.parse_args()
     name = options.name or Path(options.model).resolve().name
     inputs = Inputs(
         options.model, options.factors, options.queries, options.corpus, options.sequences
     )
     console.set_level(console.QUIET)
-    rows = measure(inputs)
+    rows = measure(inputs, settings(options.ranks, options.shares, options.caps))
     RESULTS.mkdir(exist_ok=True)
     content = {"command": shlex.join(["python", *sys.argv]), "rows": rows}
     path = RESULTS / f"rank-{name}.json"

@@ -105,6 +105,7 @@ class PreconditionConfig(StageConfig):
     """An absolute damping; replaces the factor."""
     bos: bool = False
     dtype: str = "auto"
+    precision: str = "auto"
 
     def __post_init__(self) -> None:
         if self.rank is not None and self.keep is not None:

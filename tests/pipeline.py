@@ -54,7 +54,8 @@ class Pipeline:
     def precondition(
         self, file: Path, out: str = "queries", factors: str = "factors", **settings: Any
     ) -> Path:
-        config = PreconditionConfig(**{"rank": None, "keep": None, "dtype": self.dtype, **settings})
+        usual = {"rank": None, "keep": None, "dtype": self.dtype, "precision": "exact"}
+        config = PreconditionConfig(**{**usual, **settings})
         folder = self.run / out
         precondition(str(self.model), self.run / factors, file, folder, config, self.runtime)
         return folder

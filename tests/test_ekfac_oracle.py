@@ -82,7 +82,7 @@ def case(request, tiny_model, tiny_text, tiny_queries, tmp_path_factory) -> Case
     fit = FitFactorsConfig(max_sequences=SEQUENCES, dtype=dtype, precision="exact", seed=3)
     fit_factors(str(model), run / "corpus", run / "factors", fit, RUNTIME)
     for rank, name in ((None, "full"), (3, "low")):
-        config = PreconditionConfig(rank=rank, dtype=dtype)
+        config = PreconditionConfig(rank=rank, keep=None, dtype=dtype, precision="exact")
         precondition(str(model), run / "factors", tiny_queries, run / name, config, RUNTIME)
         config = ScanConfig(dtype=dtype, precision="exact")
         scan(str(model), run / name, run / "corpus", run / f"scan-{name}", config, RUNTIME)

@@ -58,7 +58,7 @@ class Worker:
         lines = (self.folder / "queries.jsonl").read_text().splitlines()[:queries]
         asked = self.folder / f"queries-{queries}.jsonl"
         asked.write_text("\n".join(lines) + "\n")
-        config = PreconditionConfig(**{"dtype": self.bench["dtype"], **settings})
+        config = PreconditionConfig(dtype=self.bench["dtype"], **settings)
         out = self._clean(f"queries-{name}")
         with measured() as answer:
             precondition_stage.precondition(

@@ -14,6 +14,7 @@ from inflcli.config import (
     DEFAULT_RANK,
     DTYPES,
     FULL_RANK,
+    PRECISIONS,
     PreconditionConfig,
 )
 from inflcli.errors import BadInput
@@ -73,7 +74,9 @@ def command(
     ] = False,
     device: common.Device = "auto",
     dtype: common.Dtype = "auto",
+    precision: common.Precision = "auto",
     batch_size: common.BatchSize = "auto",
+    max_memory: common.MaxMemory = None,
     overwrite: common.Overwrite = False,
     quiet: common.Quiet = False,
     verbose: common.Verbose = False,
@@ -99,8 +102,11 @@ def command(
         damping=damping,
         bos=bos,
         dtype=common.choice("dtype", dtype, DTYPES),
+        precision=common.choice("precision", precision, PRECISIONS),
     )
-    runtime = common.runtime(device=device, batch_size=batch_size, overwrite=overwrite)
+    runtime = common.runtime(
+        device=device, batch_size=batch_size, overwrite=overwrite, max_memory=max_memory
+    )
     from inflcli.stages.precondition import precondition
 
     common.finish(precondition(model, factors, queries, out, config, runtime), as_json)

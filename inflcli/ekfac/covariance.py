@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_TILE = 1024
+_TILE = 512
 
 
 def block_sizes(size: int, blocks: int) -> list[int]:
@@ -38,19 +38,16 @@ class CovarianceSum:
         rows = rows.to(self.blocks[0].dtype)
         parts = rows.split([block.shape[0] for block in self.blocks], dim=1)
         for block, part in zip(self.blocks, parts, strict=True):
-            for first in _tiles(len(block)):
-                tile = slice(first, first + _TILE)
+            first = 0
+            for width in block_sizes(len(block), -(-len(block) // _TILE)):
+                tile = slice(first, first + width)
                 block[tile, first:].addmm_(part[:, tile].T, part[:, first:])
+                first += width
         self.count += rows.shape[0]
 
     def mean(self) -> list[Tensor]:
         """E[x xᵀ] block by block, in float64, symmetrised."""
         return [_mirrored(block.double() / max(self.count, 1)) for block in self.blocks]
-
-
-def _tiles(size: int) -> range:
-    """First columns of the tiles. Products narrower than a tile gain nothing from the symmetry."""
-    return range(0, size, _TILE if size >= _TILE + _TILE // 2 else size)
 
 
 def _mirrored(block: Tensor) -> Tensor:

@@ -18,6 +18,10 @@ class Basis:
     def size(self) -> int:
         return sum(block.shape[0] for block in self.blocks)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.blocks[0].dtype
+
     def into(self, x: Tensor) -> Tensor:
         """x Q for x [..., D]: coordinates in the eigenbasis. Cost: sum D_o² MACs a row."""
         return self._apply(x, transpose=False)
@@ -54,7 +58,7 @@ def decompose(covariance: list[Tensor], *, fast: bool = False) -> tuple[Tensor, 
     return torch.cat(values), Basis(tuple(vectors))
 
 
-_LARGEST_RESIDUAL = 1e-5
+_LARGEST_RESIDUAL = 1e-4
 
 
 def _in_float32(block: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from inflcli.influence.scoring import gradient_rows
+
 BALANCE = {
     ("cpu", "exact"): 12.0,
     ("cpu", "fast"): 40.0,
@@ -53,9 +55,10 @@ def dense_cost(shape: ModuleShape, work: Work) -> float:
     weights = shape.outputs * shape.inputs
     if work.token_scores:
         return work.queries * (weights + _FLOAT * work.balance * 2 * shape.inputs)
-    # DW is written, perhaps cast, and read; the queries are read once a batch.
-    moved = (2 * _FLOAT + 2 * work.element) * weights / work.tokens
-    read = work.queries * weights * work.element / (work.sequences * work.tokens)
+    # DW is written and read; the queries are read once for all the DW that is held.
+    moved = 2 * work.element * weights / work.tokens
+    held = min(work.sequences, gradient_rows(shape.outputs, shape.inputs))
+    read = work.queries * weights * work.element / (held * work.tokens)
     scored = max(work.queries * weights / work.tokens, work.balance * read)
     return weights + scored + work.balance * moved
 

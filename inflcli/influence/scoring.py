@@ -19,10 +19,15 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-_GRADIENT_ELEMENTS = 1 << 24
+_GRADIENT_ELEMENTS = 1 << 25
 """Numbers of DW held at once."""
 _COLUMN_ELEMENTS = 1 << 23
 """Numbers of a K and of g L held at once."""
+
+
+def gradient_rows(outputs: int, inputs: int) -> int:
+    """Sequences whose DW [P, M] the dense route holds at once."""
+    return max(1, _GRADIENT_ELEMENTS // (outputs * inputs))
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ class FactoredQueries:
 
 @dataclass(frozen=True)
 class DenseQueries:
-    """`matrices` [Q, P, M], one V a query; in bfloat16 they halve the memory that a scan reads."""
+    """`matrices` [Q, P, M], one V a query. DW is formed and scored in their type."""
 
     matrices: Tensor
 
@@ -93,16 +98,18 @@ class DenseQueries:
     def sequence_scores(self, a: Tensor, g: Tensor) -> Tensor:
         """[B, Q]. Cost: M P MACs a token to form the gradients, Q M P a sequence to score them."""
         flat = self.matrices.flatten(1)
-        step = max(1, _GRADIENT_ELEMENTS // flat.shape[1])
+        step = gradient_rows(*self.matrices.shape[1:])
+        a_parts, g_parts = a.to(flat.dtype).split(step), g.to(flat.dtype).split(step)
         parts = [
-            torch.bmm(g_part.mT, a_part).flatten(1).to(flat.dtype) @ flat.T
-            for g_part, a_part in zip(g.split(step), a.split(step), strict=True)
+            torch.bmm(g_part.mT, a_part).flatten(1) @ flat.T
+            for a_part, g_part in zip(a_parts, g_parts, strict=True)
         ]
         return torch.cat(parts).to(a.dtype)
 
     def token_scores(self, a: Tensor, g: Tensor) -> Tensor:
         """[B, T, Q]. Cost: Q M P MACs a token."""
-        found = [torch.linalg.vecdot(g @ matrix.to(a.dtype), a, dim=-1) for matrix in self.matrices]
+        cast = g.to(self.matrices.dtype)
+        found = [torch.linalg.vecdot((cast @ matrix).to(a.dtype), a) for matrix in self.matrices]
         return torch.stack(found, dim=-1)
 
     def select(self, query: int) -> DenseQueries:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -148,19 +149,26 @@ class Fit:
         statistics = CovarianceStatistics(modules, self.config.blocks, self.model)
         self._pass(title, modules, ids, statistics, stream=0)
         started = time.monotonic()
-        with console.progress("eigenvectors", len(modules), unit="modules") as meter:
+        with (
+            console.progress("eigenvectors", len(modules), unit="modules") as meter,
+            common.Behind() as behind,
+        ):
             for module in modules:
-                self._decompose(module, statistics)
+                self._decompose(module, statistics, behind)
                 meter.advance(1)
         self._spent("eigenvectors", started)
         return statistics.tokens, ["inputs", "modules"]
 
-    def _decompose(self, module: TrackedModule, statistics: CovarianceStatistics) -> None:
-        if module.name == module.shares_input_with:
-            covariance = statistics.inputs.pop(module.name).mean()
-            store.write_input(self.writer.folder, module.name, self._eigen(covariance))
-        covariance = statistics.outputs.pop(module.name).mean()
-        store.write_output(self.writer.folder, module.name, self._eigen(covariance))
+    def _decompose(
+        self, module: TrackedModule, statistics: CovarianceStatistics, behind: common.Behind
+    ) -> None:
+        """Each result is written while the next matrix is decomposed."""
+        folder, name = self.writer.folder, module.name
+        if name == module.shares_input_with:
+            eigen = self._eigen(statistics.inputs.pop(name).mean())
+            behind.do(partial(store.write_input, folder, name, eigen))
+        eigen = self._eigen(statistics.outputs.pop(name).mean())
+        behind.do(partial(store.write_output, folder, name, eigen))
 
     def _eigen(self, covariance: list[Tensor]) -> store.Eigen:
         values, basis = decompose(covariance, fast=self.config.precision == "fast")
@@ -170,7 +178,10 @@ class Fit:
         self, modules: list[TrackedModule], ids: NDArray[np.int64], title: str
     ) -> list[str]:
         """A pass with fresh pseudo-labels."""
-        bases = {m.name: read_bases(self.writer.folder, m, self.model.device) for m in modules}
+        element = self.model.statistics_dtype
+        if self.config.precision == "fast":
+            element = torch.bfloat16
+        bases = read_bases(self.writer.folder, modules, self.model.device, element)
         statistics = CorrectedStatistics(modules, bases, self.model)
         self._pass(title, modules, ids, statistics, stream=1)
         for module in modules:
@@ -263,11 +274,20 @@ def draw_labels(config: FitFactorsConfig, stream: int) -> list[Labels]:
     return [SampledLabels(config.seed, stream * 1024 + sample) for sample in range(count)]
 
 
-def read_bases(folder: Path, module: TrackedModule, device: torch.device) -> tuple[Basis, Basis]:
-    """Q_A and Q_S of a module."""
-    a = store.read_input(folder, module.shares_input_with)
-    s = store.read_output(folder, module.name)
-    return (
-        Basis(tuple(block.to(device) for block in a.vectors)),
-        Basis(tuple(block.to(device) for block in s.vectors)),
-    )
+def read_bases(
+    folder: Path, modules: Sequence[TrackedModule], device: torch.device, element: torch.dtype
+) -> dict[str, tuple[Basis, Basis]]:
+    """Q_A and Q_S of every module; modules that share their input share its Q_A in memory."""
+
+    def basis(eigen: store.Eigen) -> Basis:
+        return Basis(eigen.vectors).to(element, device)
+
+    shared = {module.shares_input_with for module in modules}
+    inputs = {name: basis(store.read_input(folder, name)) for name in shared}
+    return {
+        module.name: (
+            inputs[module.shares_input_with],
+            basis(store.read_output(folder, module.name)),
+        )
+        for module in modules
+    }

@@ -24,8 +24,10 @@ from inflcli.ekfac.inverse import RotatedGradients
 from inflcli.errors import BadInput
 from inflcli.model.batches import Batch, make_batch
 from inflcli.model.labels import TrueLabels
-from inflcli.model.load import LoadedModel, dtype_name, identify, load_model
+from inflcli.model.load import LoadedModel, arithmetic, identify, load_model
+from inflcli.model.memory import budget
 from inflcli.model.passes import Passes
+from inflcli.model.precision import products
 from inflcli.model.resolve import load_tokenizer
 from inflcli.model.tracked import TrackedModule
 from inflcli.stages import common
@@ -33,6 +35,9 @@ from inflcli.stages.compression import Compressed, compress, queries_a_chunk
 from inflcli.stages.inverses import read_inverses
 
 STAGE = "precondition"
+_LARGEST_CHUNK = 2.0 * 2**30
+"""Bytes: larger chunks of queries are no faster."""
+_USUAL_RANK = 128
 _LOSSY_BELOW = 0.9
 _NEEDS = {"ekfac": ("ekfac",), "kfac": ("ekfac", "kfac"), "identity": ("ekfac", "kfac", "identity")}
 
@@ -51,10 +56,12 @@ def precondition(
     Raises BadInput, StaleArtifact (factors of another model), NumericalFault.
     """
     reader = FactorsReader.open(factors)
+    dtype, precision = arithmetic(config.dtype, config.precision, model, runtime.device)
     config = replace(
         config,
         curvature=reader.curvature if config.curvature == "auto" else config.curvature,
-        dtype=dtype_name(config.dtype, model, runtime.device),
+        dtype=dtype,
+        precision=precision,
     )
     _require_curvature(reader, config)
     weights, tokenizer = identify(model)
@@ -119,15 +126,20 @@ class Precondition:
         self.writer, self.model, self.factors = writer, model, factors
         self.queries, self.config = queries, config
         self.modules = common.tracked_from(factors.modules)
-        self.passes = Passes.for_model(model, self.modules)
-        self.size = runtime.batch_size or queries_a_chunk(
-            self.modules,
-            max(len(query.tokens) for query in queries),
-            config,
-            model.statistics_dtype.itemsize,
-            runtime.memory_gib * 2**30,
-        )
+        self.passes = Passes.for_model(model, self.modules, config.precision)
+        self.size = runtime.batch_size or self._chunk_size(budget(runtime.memory_gib, model.device))
         self.inverses: dict[str, DampedInverse] = {}
+
+    def _chunk_size(self, memory: float) -> int:
+        """Queries a chunk: as many as are usual, if memory bears the highest ranks there can be."""
+        length = max(len(query.tokens) for query in self.queries)
+        element, usual = self.model.statistics_dtype.itemsize, self.config
+        if usual.keep is not None and usual.max_rank is None:
+            usual = replace(usual, max_rank=_USUAL_RANK)
+        return min(
+            queries_a_chunk(self.modules, length, config, element, room)
+            for config, room in ((self.config, memory), (usual, min(_LARGEST_CHUNK, memory)))
+        )
 
     def run(self) -> Artifact:
         self.inverses = read_inverses(self.factors, self.modules, self.config, self.model)
@@ -157,6 +169,7 @@ class Precondition:
             "modules": self.factors.modules,
             "damping": {name: inverse.damping for name, inverse in self.inverses.items()},
             "dtype": self.config.dtype,
+            "precision": self.config.precision,
             "share_tracked": self.factors.artifact.manifest.details["share_tracked"],
         }
 
@@ -173,7 +186,8 @@ class Precondition:
             held.append((module, self.inverses[module.name].gradients(a, g)))
 
         log_p = self.passes.run(batch, [TrueLabels()], consume)
-        found = compress(held, self.config)
+        with products(self.config.precision, self.model.device):
+            found = compress(held, self.config)
         for name, one in found.items():
             for key, value in one.tensors.items():
                 common.require_finite(value, "preconditioned query", name)

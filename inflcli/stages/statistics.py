@@ -79,8 +79,8 @@ class CovarianceStatistics:
         shared = module.shares_input_with
         if shared not in self._added:
             self._added.add(shared)
-            self.inputs[shared].add(a.flatten(0, 1)[self._rows])
-        self.outputs[module.name].add(g.flatten(0, 1)[self._rows])
+            self.inputs[shared].add(a.flatten(0, 1).index_select(0, self._rows))
+        self.outputs[module.name].add(g.flatten(0, 1).index_select(0, self._rows))
 
     def state(self) -> dict[str, Tensor]:
         return {

@@ -1,0 +1,107 @@
+"""`--precision fast` rounds the inputs of products and little else: scores stay the same for every
+purpose of a ranking, and nothing of it outlives a pass or reaches a float64 model.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from pipeline import Pipeline, scores
+
+from inflcli.artifacts.factors import FactorsReader, read_corrected, read_output
+from inflcli.ekfac import decompose
+from inflcli.errors import BadInput
+from inflcli.model.precision import products, resolve_precision
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2"])
+def prepared(request, tiny_model, tiny_text, tmp_path_factory):
+    pipeline = Pipeline(tiny_model(request.param), tmp_path_factory.mktemp("run"), "float32")
+    pipeline.prepare(tiny_text)
+    for precision in ("exact", "fast"):
+        pipeline.fit(precision, precision=precision)
+    return pipeline
+
+
+@pytest.mark.parametrize("route", ["dense", "factored"])
+def test_scores(prepared, tiny_queries, route):
+    """From the fit to the scan. The tiny model's random weights are a hard case."""
+    found = {}
+    for precision in ("exact", "fast"):
+        queries = prepared.precondition(
+            tiny_queries, f"q-{precision}-{route}", precision, rank=12
+        ).name
+        found[precision] = scores(
+            prepared.scan(f"s-{precision}-{route}", queries, precision=precision, route=route)
+        )
+    assert not np.array_equal(found["exact"], found["fast"])
+    for exact, fast in zip(found["exact"], found["fast"], strict=True):
+        assert np.corrcoef(exact, fast)[0, 1] > 0.9999
+
+
+def test_token_scores(prepared, tiny_queries):
+    queries = prepared.precondition(tiny_queries, "q-tokens", "exact", rank=12).name
+    found = [
+        scores(prepared.scan(f"t-{kind}", queries, precision=kind, token_scores=True))
+        for kind in ("exact", "fast")
+    ]
+    for exact, fast in zip(*found, strict=True):
+        assert np.corrcoef(exact, fast)[0, 1] > 0.9999
+
+
+def test_corrected_eigenvalues_have_no_bias(prepared):
+    """Squares of rounded numbers could be too large or too small on the whole."""
+    folders = [prepared.run / kind for kind in ("exact", "fast")]
+    for module in FactorsReader.open(folders[0]).modules:
+        exact, fast = (read_corrected(folder, module["name"]) for folder in folders)
+        assert float(fast.sum() / exact.sum()) == pytest.approx(1, abs=5e-3)
+
+
+def test_a_float64_model_is_exact():
+    assert resolve_precision("fast", CPU, torch.float64) == "exact"
+    assert resolve_precision("auto", CPU, torch.float64) == "exact"
+    assert resolve_precision("fast", CPU, torch.float32) == "fast"
+    with pytest.raises(BadInput, match="meta"):
+        resolve_precision("fast", torch.device("meta"), torch.float32)
+
+
+def test_it_is_restored_after_an_error():
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    with pytest.raises(KeyError), products("fast", CPU):
+        assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+        raise KeyError
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
+
+
+def covariance(size: int, scale: float = 1.0) -> torch.Tensor:
+    torch.manual_seed(size)
+    rows = torch.randn(2 * size, size, dtype=torch.float64) * torch.logspace(0, -4, size)
+    return scale * (rows.T @ rows) / size
+
+
+def test_eigenvectors_in_float32():
+    """Orthogonal and accurate to float32; values to more, as Rayleigh quotients are."""
+    matrix = covariance(200)
+    exact, _ = decompose([matrix])
+    values, basis = decompose([matrix], fast=True)
+    q = basis.blocks[0]
+    assert q.dtype == torch.float32
+    torch.testing.assert_close(q.T @ q, torch.eye(200), atol=1e-5, rtol=0)
+    torch.testing.assert_close(values, exact, atol=1e-6 * float(exact.max()), rtol=0)
+
+
+def test_what_float32_cannot_hold_is_decomposed_in_float64():
+    matrix = covariance(20, scale=1e60)
+    values, basis = decompose([matrix], fast=True)
+    assert basis.dtype == torch.float64
+    torch.testing.assert_close(values, decompose([matrix])[0])
+
+
+def test_the_factors_of_a_fast_fit_are_orthogonal(prepared):
+    for module in FactorsReader.open(prepared.run / "fast").modules:
+        (q,) = read_output(prepared.run / "fast", module["name"]).vectors
+        assert q.dtype == torch.float32
+        torch.testing.assert_close(q.T @ q, torch.eye(len(q)), atol=1e-5, rtol=0)
