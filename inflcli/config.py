@@ -18,8 +18,8 @@ PRECISIONS = ("auto", "exact", "fast")
 DTYPES = ("auto", "float32", "float64", "bfloat16", "float16")
 FULL_RANK = "full"
 # How queries are compressed unless told otherwise: one of the two is None.
-DEFAULT_RANK: int | None = 32
-DEFAULT_KEEP: float | None = None
+DEFAULT_RANK: int | None = None
+DEFAULT_KEEP: float | None = 0.995
 
 
 @dataclass(frozen=True)

@@ -343,7 +343,7 @@ def test_an_out_of_another_stage(chain, unharmed, stage):
 
 CHANGES = {
     "fit": ("--blocks", 2, "blocks was 1, now 2"),
-    "precondition": ("--rank", 2, "rank was 32, now 2"),
+    "precondition": ("--keep", 0.9, "keep was 0.995, now 0.9"),
     "scan": ("--range", "3:9", "start was 0, now 3"),
     "attribute": ("--top-k", 2, "top-k was 20, now 2"),
 }

@@ -140,10 +140,10 @@ def test_few_matrices_at_a_time_and_little_memory():
     sizes = [
         compression.queries_a_chunk(modules, tokens, config, 4, 2 * 2**30)
         for tokens in (32, 512)
-        for config in (PreconditionConfig(rank=8), PreconditionConfig(rank=64))
+        for config in (PreconditionConfig(rank=r, keep=None) for r in (8, 64))
     ]
     assert sizes == sorted(sizes, reverse=True)
-    assert compression.queries_a_chunk(modules, 32, PreconditionConfig(rank=None), 4, 1.0) == 1
+    assert compression.queries_a_chunk(modules, 32, PreconditionConfig(), 4, 1.0) == 1
 
 
 def test_identity_holds_only_what_decides():
