@@ -63,7 +63,8 @@ def run(inputs: Inputs, folder: Path, compression: dict[str, Any]) -> dict[str, 
     """Scores [Q, N] with one compression, and what it keeps by query."""
     runtime = Runtime(overwrite=True)
     queries, scores = folder / "queries", folder / "scan"
-    config = PreconditionConfig(**compression)
+    unlimited = {**compression, "max_rank": compression["max_rank"] or 1_000_000}
+    config = PreconditionConfig(**unlimited)
     precondition(inputs.model, inputs.factors, inputs.queries, queries, config, runtime)
     stop = min(inputs.sequences, CorpusReader.open(inputs.corpus).n_sequences)
     scan(inputs.model, queries, inputs.corpus, scores, ScanConfig(stop=stop), runtime)

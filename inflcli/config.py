@@ -20,6 +20,7 @@ FULL_RANK = "full"
 # How queries are compressed unless told otherwise: one of the two is None.
 DEFAULT_RANK: int | None = None
 DEFAULT_KEEP: float | None = 0.995
+DEFAULT_MAX_RANK = 128
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,8 @@ class PreconditionConfig(StageConfig):
     keep: float | None = DEFAULT_KEEP
     """The share of a query's energy to keep, wherever in its modules that is cheapest. It goes
     with rank None."""
-    max_rank: int | None = None
-    """With `keep`: the highest rank of a module; None sets no limit."""
+    max_rank: int = DEFAULT_MAX_RANK
+    """With `keep`: the highest rank of a module, which bounds what a query can cost."""
     damping_factor: float | None = 0.1
     damping: float | None = None
     """An absolute damping; replaces the factor."""
@@ -110,8 +111,6 @@ class PreconditionConfig(StageConfig):
     def __post_init__(self) -> None:
         if self.rank is not None and self.keep is not None:
             raise ValueError("rank and keep exclude each other: one of them must be None")
-        if self.max_rank is not None and self.keep is None:
-            raise ValueError("max_rank limits keep and means nothing without it")
 
     def identity(self) -> dict[str, Any]:
         """Without the settings of the compression that was not chosen."""

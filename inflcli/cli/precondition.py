@@ -11,6 +11,7 @@ from inflcli.cli import common
 from inflcli.config import (
     CURVATURES,
     DEFAULT_KEEP,
+    DEFAULT_MAX_RANK,
     DEFAULT_RANK,
     DTYPES,
     FULL_RANK,
@@ -47,7 +48,12 @@ def command(
     ] = None,
     max_rank: Annotated[
         int | None,
-        typer.Option("--max-rank", min=1, help="With --keep, the highest rank in a module."),
+        typer.Option(
+            "--max-rank",
+            min=1,
+            help="With --keep, the highest rank in a module.",
+            show_default=str(DEFAULT_MAX_RANK),
+        ),
     ] = None,
     damping_factor: Annotated[
         float | None,
@@ -125,7 +131,7 @@ def _compression(rank: str | None, keep: float | None, max_rank: int | None) -> 
         uniform = None if rank is None else _rank(rank)
     if max_rank is not None and keep is None:
         raise BadInput("--max-rank goes with --keep", "--rank sets one rank for all modules")
-    return {"rank": uniform, "keep": keep, "max_rank": max_rank}
+    return {"rank": uniform, "keep": keep, "max_rank": max_rank or DEFAULT_MAX_RANK}
 
 
 def _rank(text: str) -> int | None:

@@ -112,7 +112,8 @@ def compress(
 def _limit(module: TrackedModule, config: PreconditionConfig) -> int:
     """The highest rank that a module's size and the settings allow."""
     size = min(module.inputs, module.outputs)
-    return min(config.rank or config.max_rank or size, size)
+    wanted = config.rank if config.keep is None else config.max_rank
+    return min(wanted or size, size)
 
 
 def _allocated(found: list[Candidates], count: int, share: float) -> dict[str, Compressed]:

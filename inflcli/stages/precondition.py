@@ -37,8 +37,9 @@ from inflcli.stages.inverses import read_inverses
 STAGE = "precondition"
 _LARGEST_CHUNK = 2.0 * 2**30
 """Bytes: larger chunks of queries are no faster."""
-_USUAL_RANK = 128
 _LOSSY_BELOW = 0.9
+_WARNINGS = 3
+"""Queries named, at most, of those that a rank compresses too much."""
 _NEEDS = {"ekfac": ("ekfac",), "kfac": ("ekfac", "kfac"), "identity": ("ekfac", "kfac", "identity")}
 
 
@@ -97,7 +98,7 @@ def precondition(
 
 def _compression(config: PreconditionConfig) -> str:
     if config.keep is not None:
-        limit = f", rank {config.max_rank} at most" if config.max_rank else ""
+        limit = f", rank {config.max_rank} at most"
         return f"{config.keep:.6g} of the energy{limit}"
     return "full rank" if config.rank is None else f"rank {config.rank}"
 
@@ -127,19 +128,14 @@ class Precondition:
         self.queries, self.config = queries, config
         self.modules = common.tracked_from(factors.modules)
         self.passes = Passes.for_model(model, self.modules, config.precision)
-        self.size = runtime.batch_size or self._chunk_size(budget(runtime.memory_gib, model.device))
-        self.inverses: dict[str, DampedInverse] = {}
-
-    def _chunk_size(self, memory: float) -> int:
-        """Queries a chunk: as many as are usual, if memory bears the highest ranks there can be."""
-        length = max(len(query.tokens) for query in self.queries)
-        element, usual = self.model.statistics_dtype.itemsize, self.config
-        if usual.keep is not None and usual.max_rank is None:
-            usual = replace(usual, max_rank=_USUAL_RANK)
-        return min(
-            queries_a_chunk(self.modules, length, config, element, room)
-            for config, room in ((self.config, memory), (usual, min(_LARGEST_CHUNK, memory)))
+        self.size = runtime.batch_size or queries_a_chunk(
+            self.modules,
+            max(len(query.tokens) for query in queries),
+            config,
+            model.statistics_dtype.itemsize,
+            min(_LARGEST_CHUNK, budget(runtime.memory_gib, model.device)),
         )
+        self.inverses: dict[str, DampedInverse] = {}
 
     def run(self) -> Artifact:
         self.inverses = read_inverses(self.factors, self.modules, self.config, self.model)
@@ -163,8 +159,7 @@ class Precondition:
         return self.writer.finish(counts={"queries": done}, details=self._details(described))
 
     def _details(self, described: list[dict[str, Any]]) -> dict[str, Any]:
-        for query in described:
-            _warn_if_lossy(query, self.config)
+        _warn_if_lossy(described, self.config)
         return {
             "modules": self.factors.modules,
             "damping": {name: inverse.damping for name, inverse in self.inverses.items()},
@@ -224,18 +219,20 @@ def _share(kept: float, energy: float) -> float:
     return min(kept / energy, 1.0) if energy > 0 else 1.0
 
 
-def _warn_if_lossy(query: dict[str, Any], config: PreconditionConfig) -> None:
-    kept = query["kept_energy"]
-    if config.keep is not None and config.max_rank is not None and kept < config.keep:
+def _warn_if_lossy(described: list[dict[str, Any]], config: PreconditionConfig) -> None:
+    """Say of which queries too little is kept."""
+    wanted, option = config.keep, "--max-rank"
+    if wanted is None:
+        wanted, option = _LOSSY_BELOW, "--rank"
+    rank = config.rank if config.keep is None else config.max_rank
+    lossy = [query for query in described if query["kept_energy"] < wanted]
+    for query in lossy[:_WARNINGS]:
         console.warn(
-            f"query {query['id']!r}: --max-rank {config.max_rank} keeps {kept:.2%} of its squared "
-            f"norm instead of {config.keep:.2%}; a higher --max-rank keeps more"
+            f"query {query['id']!r}: rank {rank} keeps {query['kept_energy']:.2%} of its squared "
+            f"norm, less than {wanted:.1%}; a higher {option} keeps more"
         )
-    elif config.rank is not None and kept < _LOSSY_BELOW:
-        console.warn(
-            f"query {query['id']!r}: rank {config.rank} keeps {kept:.0%} of its squared norm; "
-            "a higher --rank keeps more"
-        )
+    if len(lossy) > _WARNINGS:
+        console.warn(f"the same is true of {len(lossy) - _WARNINGS} more queries")
 
 
 def query_batch(queries: list[EncodedQuery], device: torch.device) -> Batch:

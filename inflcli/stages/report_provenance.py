@@ -100,7 +100,7 @@ def _compression(queries: Manifest) -> str:
     """How the queries were compressed; "" if they were not."""
     config = queries.config
     if config.get("keep") is not None:
-        limit = f", rank {config['max_rank']} at most" if config["max_rank"] else ""
+        limit = f", rank {config['max_rank']} at most"
         return f"ranks for {config['keep'] * 100:g}% of the energy{limit}"
     return "" if config["rank"] is None else f"rank {config['rank']}"
 
