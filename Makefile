@@ -138,7 +138,8 @@ bench-wide: $(PEERS:%=$(VENV)-%/.ready) $(VENV)/.bench ## The fit at 2048/5504 w
 bench-figure: $(VENV)/.bench ## Put the benchmark's results into the README
 	$(BIN)/python benchmarks/figure.py $(wildcard $(patsubst %,benchmarks/results/%-$(DEVICE).json,\
 	  llama-256x4 gpt2-256x4 llama-576x12 smollm2 llama-2048x1 llama-1b llama-7b)) \
-	  --readme README.md --figure benchmarks/bench.png
+	  --readme README.md --figure benchmarks/bench.png \
+	  --curves $(wildcard benchmarks/results/rank-*.json) --curves-figure benchmarks/rank.png
 
 downloads/smollm2/model/config.json: | $(BIN)/inflcli
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[gguf]'

@@ -88,6 +88,8 @@ def jobs(name: str, shape: Shape) -> Jobs:
     plain.append(("plain activations, few", "plain", {"do": "plain", "kind": "activations", **few}))
     fit = [("fit", worker, {"do": "fit", **every}) for worker in WORKERS if worker != "plain"]
     fit.insert(1, ("fit exact", "inflcli", {"do": "fit", "precision": "exact", **every}))
+    as_usual = {"do": "fit", "multinomial": True, **every}
+    fit.append(("fit with its examples' sampling", "kronfluence", as_usual))
     if name == "llama-2048x1":  # the width at which the fit is what matters
         return plain[:3] + fit
     ours: Jobs = []
@@ -125,7 +127,14 @@ def left_out(name: str, label: str, worker: str) -> bool:
     if name == "smollm2":  # a fit takes the peers minutes
         return worker not in ("plain", "inflcli") or label.endswith(("exact", "dense", "factored"))
     if name == "llama-576x12":
-        unwanted = ("exact", "full", "forward", "scan 1 queries", "precondition 1 queries")
+        unwanted = (
+            "sampling",
+            "exact",
+            "full",
+            "forward",
+            "scan 1 queries",
+            "precondition 1 queries",
+        )
         return label.endswith(unwanted) or (worker != "inflcli" and "token scores" in label)
     return False
 

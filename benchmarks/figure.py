@@ -87,6 +87,9 @@ def kinds_table(results: list[Result]) -> list[str]:
             if not passes:
                 passes = f"{statistics.median(ours):.1f} s"
             peers = [shown(ratio(result.work(tool, kind), ours)) for tool in TOOLS[1:]]
+            slow = result.seconds("kronfluence: fit with its examples' sampling")
+            if kind == "fit" and slow:
+                peers[0] += f" ({shown(ratio(slow, ours))})"
             name = {"fit": "fit (against two passes)", "precondition": "precondition"}.get(
                 kind, kind if kind == "scan" else "scan with token scores"
             )
@@ -151,12 +154,50 @@ def draw(results: list[Result], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
+def draw_curves(paths: list[Path], target: Path) -> None:
+    """1 - Pearson, worst and mean query, against bytes a query; one panel a model."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(
+        1, len(paths), figsize=(4.2 * len(paths), 3.2), squeeze=False, layout="constrained"
+    )
+    for axis, path in zip(axes[0], paths, strict=True):
+        rows = [row for row in json.loads(path.read_text())["rows"] if not row["max_rank"]]
+        for key, label, colour in (
+            ("rank", "one rank (--rank)", "#9a8c98"),
+            ("keep", "allocated (--keep)", "#2a6f97"),
+        ):
+            chosen = [row for row in rows if row[key] is not None]
+            sizes = [row["bytes_a_query"] / 1e6 for row in chosen]
+            for which, line in (("min", "-"), ("mean", ":")):
+                lost = [1 - row[f"pearson_{which}"] for row in chosen]
+                name = f"{label}, {'worst query' if which == 'min' else 'mean'}"
+                axis.plot(sizes, lost, line, marker="o", ms=3, color=colour, label=name)
+            for row, size in zip(chosen, sizes, strict=True):
+                spot = (size, 1 - row["pearson_min"])
+                axis.annotate(f"{row[key]:g}", spot, (2, 3), None, "offset points", fontsize=6)
+        axis.axhline(0.01, color="#444", linewidth=0.8, linestyle="--")
+        axis.set(xscale="log", yscale="log", xlabel="MB a query")
+        axis.set_title(path.stem.removeprefix("rank-"), fontsize=9)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0][0].set_ylabel("1 − Pearson with full rank")
+    axes[0][0].legend(fontsize=7, frameon=False)
+    figure.savefig(target, dpi=130)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Tables and a figure of the benchmark's results.")
     parser.add_argument("results", type=Path, nargs="+")
     parser.add_argument("--readme", type=Path)
     parser.add_argument("--figure", type=Path)
+    parser.add_argument("--curves", type=Path, nargs="*", default=[], help="of rank_curves.py")
+    parser.add_argument("--curves-figure", type=Path)
     options = parser.parse_args()
+    if options.curves:
+        draw_curves(options.curves, options.curves_figure)
     results = [Result(path) for path in options.results]
     text = "\n".join([*kinds_table(results), "", *scans_table(results)])
     print(text)

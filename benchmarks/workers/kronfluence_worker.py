@@ -15,7 +15,8 @@ What had to be worked around:
 - Its scores are products of two gradients. With the training loss on one side, -log p as the
   measurement gives the influence on log p with its sign.
 - Its examples draw labels with torch.multinomial, which on a CPU takes more than a forward pass.
-  That is the user's code and not the library's, so here it is a cumulative sum and a search.
+  That is the user's code and not the library's, so here it is a cumulative sum and a search, unless
+  a job asks for `multinomial`.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class NextToken(Task):
 
     def __init__(self, modules: list[str]) -> None:
         self.modules = modules
+        self.multinomial = False
 
     def compute_train_loss(self, batch: Any, model: nn.Module, sample: bool = False) -> Tensor:
         logits = self._logits(batch[0], model)
@@ -63,9 +65,10 @@ class NextToken(Task):
     def _logits(tokens: Tensor, model: nn.Module) -> Tensor:
         return model(input_ids=tokens[:, :-1], use_cache=False).logits.float().flatten(0, 1)
 
-    @staticmethod
     @torch.no_grad()
-    def _sample(logits: Tensor) -> Tensor:
+    def _sample(self, logits: Tensor) -> Tensor:
+        if self.multinomial:
+            return torch.multinomial(logits.softmax(-1), num_samples=1).flatten()
         sums = logits.softmax(-1).cumsum(-1)
         wanted = torch.rand(len(sums), 1, device=sums.device) * sums[:, -1:]
         return torch.searchsorted(sums, wanted).clamp_(max=sums.shape[1] - 1).flatten()
@@ -102,7 +105,8 @@ class Worker:
         arrays = (np.load(work / f"{name}.npy") for name in ("tokens", "queries", "starts"))
         self.tokens, self.queries, self.starts = map(torch.from_numpy, arrays)
 
-    def fit(self, batch: int) -> dict[str, Any]:
+    def fit(self, batch: int, multinomial: bool = False) -> dict[str, Any]:
+        self.task.multinomial = multinomial
         # float32 throughout but for the eigendecomposition, whose default is float64.
         settings = {
             "factor_args": FactorArguments(
