@@ -26,7 +26,7 @@ from inflcli.model.load import LoadedModel, dtype_name, identify, load_model
 from inflcli.model.passes import Passes
 from inflcli.model.tracked import TrackedModule
 from inflcli.stages import common
-from inflcli.stages.scan import load_queries
+from inflcli.stages.scoring import load_queries
 
 STAGE = "attribute"
 _TOLERANCE = {"float64": 1e-5, "float32": 1e-3, "fast": 2e-2, "bfloat16": 5e-2, "float16": 2e-2}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -14,7 +14,6 @@ import numpy as np
 import torch
 import zarr
 from numpy.typing import NDArray
-from torch import Tensor
 
 from inflcli import console
 from inflcli.artifacts import scan as store
@@ -26,23 +25,24 @@ from inflcli.artifacts.manifest import Identity
 from inflcli.artifacts.queries import QueriesReader
 from inflcli.config import Runtime, ScanConfig
 from inflcli.errors import BadInput
-from inflcli.influence.cost import BALANCE, ModuleShape, Work, choose_routes
-from inflcli.influence.scoring import DenseQueries, FactoredQueries
-from inflcli.influence.shared import SharedQueries, share
+from inflcli.influence.cost import BALANCE, Work
 from inflcli.influence.topk import RunningTop
 from inflcli.model.batches import plan_batches, read_batches
 from inflcli.model.labels import TrueLabels
 from inflcli.model.load import LoadedModel, arithmetic, identify, load_model
 from inflcli.model.memory import budget
 from inflcli.model.passes import Passes
-from inflcli.model.tracked import TrackedModule, depth_group, group_names, select_layers
+from inflcli.model.tracked import depth_group, group_names, select_layers
 from inflcli.stages import common
+from inflcli.stages.scoring import (
+    Scorer,
+    describe_routes,
+    load_queries,
+    on_route,
+    pick_routes,
+)
 
 STAGE = "scan"
-_SHARED_KEEPS = 0.999
-"""Share of the queries' squared norm that the bases of the shared route span."""
-
-Queries = DenseQueries | FactoredQueries | SharedQueries
 
 
 def scan(
@@ -107,54 +107,6 @@ def _scanned(
     if len(ids) == 0:
         raise BadInput("there is nothing to scan: no candidate lies in the range")
     return ids
-
-
-@dataclass
-class Scorer:
-    """Adds up the scores of a chunk of sequences, by depth group, as their gradients arrive."""
-
-    queries: Mapping[str, Queries]
-    groups: Mapping[str, int]
-    shape: tuple[int, int]
-    """Q and G."""
-    width: int | None
-    """Positions a sequence; None leaves the token scores out."""
-    element: torch.dtype
-    device: torch.device
-
-    def begin(self, sequences: int) -> None:
-        """Start a chunk of that many sequences."""
-        queries, groups = self.shape
-        self.layers = self._zeros(sequences, queries, groups)
-        self.tokens = None if self.width is None else self._zeros(sequences, self.width, queries)
-        # Looked at once a chunk: a device is not made to wait after every module.
-        self._finite: dict[str, Tensor] = {}
-
-    def place(self, rows: Tensor) -> None:
-        """Say which sequences of the chunk the next batch holds."""
-        self._rows = rows
-
-    def consume(self, module: TrackedModule, a: Tensor, g: Tensor) -> None:
-        a, g = a.to(self.element), g.to(self.element)
-        queries, group = self.queries[module.name], self.groups[module.name]
-        if self.tokens is None:
-            found = queries.sequence_scores(a, g)
-        else:
-            by_token = queries.token_scores(a, g)
-            self.tokens[self._rows, : by_token.shape[1]] += by_token
-            found = by_token.sum(1)
-        self.layers[self._rows, :, group] += found
-        finite = torch.isfinite(found).all()
-        self._finite[module.name] = finite & self._finite.get(module.name, True)
-
-    def _zeros(self, *shape: int) -> Tensor:
-        return torch.zeros(shape, dtype=self.element, device=self.device)
-
-    def check(self) -> None:
-        """Raise NumericalFault naming a module whose scores are not finite."""
-        for name, finite in self._finite.items():
-            if not bool(finite):
-                raise common.not_finite("score", name)
 
 
 class Scan:
@@ -257,29 +209,27 @@ class Scan:
 
     def _scorer(self) -> Scorer:
         """The queries by the route of each module."""
-        element = self.model.statistics_dtype
+        element, device = self.model.statistics_dtype, self.model.device
         held = torch.bfloat16 if self.config.precision == "fast" else element
         names = [module.name for module in self.modules]
-        loaded = {n: load_queries(self.queries, n, element, self.model.device) for n in names}
-        self.routes = self.routes or self._choose(loaded, held)
-        queries: dict[str, Queries] = {}
-        for name in names:
-            queries[name] = _on_route(loaded.pop(name), self.routes[name], held)
-        self._describe_routes(queries)
+        loaded = {name: load_queries(self.queries, name, element, device) for name in names}
+        if not self.routes:
+            memory = budget(self.runtime.memory_gib, device)
+            self.routes = pick_routes(
+                loaded, self.modules, self._work(held), memory=memory, forced=self.config.route
+            )
+        queries = {n: on_route(loaded.pop(n), self.routes[n], held) for n in names}
+        describe_routes(queries, self.routes)
         groups = {module.name: depth_group(module, self.modules) for module in self.modules}
         shape = (len(self.queries.ids), len(self.names))
         width = int(self.corpus.lengths.max()) if self.config.token_scores else None
-        return Scorer(queries, groups, shape, width, element, self.model.device)
+        return Scorer(queries, groups, shape, width, element, device)
 
-    def _choose(self, loaded: Mapping[str, Queries], held: torch.dtype) -> dict[str, str]:
-        shapes = {
-            module.name: ModuleShape(module.outputs, module.inputs, _columns(loaded[module.name]))
-            for module in self.modules
-        }
+    def _work(self, held: torch.dtype) -> Work:
         lengths = self.corpus.lengths[self.ids]
         batches = len(plan_batches(self.ids, lengths, self.runtime.batch_size))
         device = "cpu" if self.model.device.type == "cpu" else "cuda"
-        work = Work(
+        return Work(
             queries=len(self.queries.ids),
             sequences=len(self.ids) / batches,
             tokens=float(lengths.mean()),
@@ -287,19 +237,6 @@ class Scan:
             balance=BALANCE[device, self.config.precision],
             token_scores=self.config.token_scores,
         )
-        memory = budget(self.runtime.memory_gib, self.model.device)
-        return choose_routes(shapes, work, memory=memory, forced=self.config.route)
-
-    def _describe_routes(self, queries: Mapping[str, Queries]) -> None:
-        for route in sorted(set(self.routes.values())):
-            names = [name for name, taken in self.routes.items() if taken == route]
-            console.info(f"route {route} for {len(names)} of {len(self.routes)} modules")
-            console.detail("  " + ", ".join(names))
-        for name, entry in queries.items():
-            if isinstance(entry, SharedQueries):
-                sizes = f"{entry.left.shape[1]} of {entry.left.shape[0]} outputs and "
-                sizes += f"{entry.right.shape[1]} of {entry.right.shape[0]} inputs"
-                console.detail(f"  {name}: {sizes} keep {entry.kept:.1%}")
 
     def _top(self, group: zarr.Group) -> None:
         """The top-k of both signs, in one reading of the finished scores."""
@@ -314,31 +251,6 @@ class Scan:
                 np.stack([top.ids for top in tops], axis=1),
                 np.stack([tops[0].scores, -tops[1].scores], axis=1),
             )
-
-
-def load_queries(
-    reader: QueriesReader, name: str, element: torch.dtype, device: torch.device
-) -> DenseQueries | FactoredQueries:
-    """One module's queries, as they are stored."""
-    stored = {key: value.to(device) for key, value in reader.matrices(name).items()}
-    if "dense" in stored:
-        return DenseQueries(stored["dense"].to(element))
-    return FactoredQueries(
-        stored["left"].to(element), stored["right"].to(element), stored["owner"], len(reader.ids)
-    )
-
-
-def _on_route(queries: Queries, route: str, held: torch.dtype) -> Queries:
-    """Queries as a route wants them; dense ones are held as `held`."""
-    if isinstance(queries, FactoredQueries):
-        if route == "shared":
-            return share(queries, _SHARED_KEEPS)
-        return queries.dense(held) if route == "dense" else queries
-    return DenseQueries(queries.matrices.to(held)) if isinstance(queries, DenseQueries) else queries
-
-
-def _columns(queries: Queries) -> int | None:
-    return queries.left.shape[1] if isinstance(queries, FactoredQueries) else None
 
 
 def _chunks(ids: NDArray[np.int64]) -> Sequence[tuple[int, NDArray[np.int64]]]:

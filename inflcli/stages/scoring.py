@@ -1,0 +1,121 @@
+"""The queries of a scan by the route of each module, and the scores that they add up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from inflcli import console
+from inflcli.artifacts.queries import QueriesReader
+from inflcli.influence.cost import ModuleShape, Work, choose_routes
+from inflcli.influence.scoring import DenseQueries, FactoredQueries
+from inflcli.influence.shared import SharedQueries, share
+from inflcli.model.tracked import TrackedModule
+from inflcli.stages import common
+
+_SHARED_KEEPS = 0.999
+"""Share of the queries' squared norm that the bases of the shared route span."""
+
+Queries = DenseQueries | FactoredQueries | SharedQueries
+
+
+@dataclass
+class Scorer:
+    """Adds up the scores of a chunk of sequences, by depth group, as their gradients arrive."""
+
+    queries: Mapping[str, Queries]
+    groups: Mapping[str, int]
+    shape: tuple[int, int]
+    """Q and G."""
+    width: int | None
+    """Positions a sequence; None leaves the token scores out."""
+    element: torch.dtype
+    device: torch.device
+
+    def begin(self, sequences: int) -> None:
+        """Start a chunk of that many sequences."""
+        queries, groups = self.shape
+        self.layers = self._zeros(sequences, queries, groups)
+        self.tokens = None if self.width is None else self._zeros(sequences, self.width, queries)
+        # Looked at once a chunk: a device is not made to wait after every module.
+        self._finite: dict[str, Tensor] = {}
+
+    def place(self, rows: Tensor) -> None:
+        """Say which sequences of the chunk the next batch holds."""
+        self._rows = rows
+
+    def consume(self, module: TrackedModule, a: Tensor, g: Tensor) -> None:
+        a, g = a.to(self.element), g.to(self.element)
+        queries, group = self.queries[module.name], self.groups[module.name]
+        if self.tokens is None:
+            found = queries.sequence_scores(a, g)
+        else:
+            by_token = queries.token_scores(a, g)
+            self.tokens[self._rows, : by_token.shape[1]] += by_token
+            found = by_token.sum(1)
+        self.layers[self._rows, :, group] += found
+        finite = torch.isfinite(found).all()
+        self._finite[module.name] = finite & self._finite.get(module.name, True)
+
+    def _zeros(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=self.element, device=self.device)
+
+    def check(self) -> None:
+        """Raise NumericalFault naming a module whose scores are not finite."""
+        for name, finite in self._finite.items():
+            if not bool(finite):
+                raise common.not_finite("score", name)
+
+
+def pick_routes(
+    loaded: Mapping[str, DenseQueries | FactoredQueries],
+    modules: list[TrackedModule],
+    work: Work,
+    *,
+    memory: float,
+    forced: str,
+) -> dict[str, str]:
+    """The route of every module; `memory` are the bytes that dense queries may take."""
+    shapes = {}
+    for module in modules:
+        queries = loaded[module.name]
+        columns = queries.left.shape[1] if isinstance(queries, FactoredQueries) else None
+        shapes[module.name] = ModuleShape(module.outputs, module.inputs, columns)
+    return choose_routes(shapes, work, memory=memory, forced=forced)
+
+
+def on_route(queries: DenseQueries | FactoredQueries, route: str, held: torch.dtype) -> Queries:
+    """Queries as a route wants them; dense ones are held as `held`."""
+    if isinstance(queries, DenseQueries):
+        return DenseQueries(queries.matrices.to(held))
+    if route == "shared":
+        return share(queries, _SHARED_KEEPS)
+    return queries.dense(held) if route == "dense" else queries
+
+
+def describe_routes(queries: Mapping[str, Queries], routes: Mapping[str, str]) -> None:
+    """Say which route was taken for how many modules, and with -v for which."""
+    for route in sorted(set(routes.values())):
+        names = [name for name, taken in routes.items() if taken == route]
+        console.info(f"route {route} for {len(names)} of {len(routes)} modules")
+        console.detail("  " + ", ".join(names))
+    for name, entry in queries.items():
+        if isinstance(entry, SharedQueries):
+            sizes = f"{entry.left.shape[1]} of {entry.left.shape[0]} outputs and "
+            sizes += f"{entry.right.shape[1]} of {entry.right.shape[0]} inputs"
+            console.detail(f"  {name}: {sizes} keep {entry.kept:.1%}")
+
+
+def load_queries(
+    reader: QueriesReader, name: str, element: torch.dtype, device: torch.device
+) -> DenseQueries | FactoredQueries:
+    """One module's queries, as they are stored."""
+    stored = {key: value.to(device) for key, value in reader.matrices(name).items()}
+    if "dense" in stored:
+        return DenseQueries(stored["dense"].to(element))
+    return FactoredQueries(
+        stored["left"].to(element), stored["right"].to(element), stored["owner"], len(reader.ids)
+    )
