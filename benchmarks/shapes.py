@@ -17,12 +17,14 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from inflcli.artifacts.corpus import CorpusReader
 from inflcli.config import PrepareConfig, Runtime
 from inflcli.model.tracked import find_tracked
 from inflcli.stages.prepare import prepare
 
 QUERY_TOKENS = 32
 COMPLETION_TOKENS = 8
+_END = "<end>"
 
 
 @dataclass(frozen=True)
@@ -92,10 +94,11 @@ def make_work(folder: Path, shape: Shape, *, dtype: str, device: str, threads: i
 
 def _write_ours(folder: Path, tokens: Any, queries: Any, vocabulary: int) -> None:
     """The same tokens as text, for a tokenizer whose words are numbers."""
-    words = {f"{number}": number for number in range(vocabulary)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="0"))
+    # The end-of-text token is cut out of any text that holds it: it must not be a number.
+    words = {_END: 0, **{f"{number}": number for number in range(1, vocabulary)}}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token=_END))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="0").save_pretrained(
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=_END).save_pretrained(
         folder / "model"
     )
     ours = folder / "ours"
@@ -109,6 +112,9 @@ def _write_ours(folder: Path, tokens: Any, queries: Any, vocabulary: int) -> Non
     (ours / "queries.jsonl").write_text("".join(json.dumps(query) + "\n" for query in asked))
     config = PrepareConfig(seq_len=tokens.shape[1], per_line=True)
     prepare([str(text)], str(folder / "model"), ours / "corpus", config, Runtime(overwrite=True))
+    stored = CorpusReader.open(ours / "corpus")
+    if not np.array_equal(stored.tokens(0, len(tokens)), tokens):
+        raise RuntimeError("the corpus does not hold the tokens that the peers get")
 
 
 def _spell(row: Any) -> str:
