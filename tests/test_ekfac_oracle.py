@@ -33,7 +33,8 @@ from inflcli.model.tracked import find_tracked
 from inflcli.stages.fit_factors import fit_factors
 from inflcli.stages.precondition import precondition
 from inflcli.stages.prepare import prepare
-from inflcli.stages.scoring import load_queries, scan
+from inflcli.stages.scan import scan
+from inflcli.stages.scoring import load_queries
 
 SEQUENCES = 30
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4}
