@@ -178,7 +178,7 @@ def draw_curves(paths: list[Path], target: Path) -> None:
                 axis.plot(sizes, lost, line, marker="o", ms=3, color=colour, label=name)
             for row, size in zip(chosen, sizes, strict=True):
                 spot = (size, 1 - row["pearson_min"])
-                axis.annotate(f"{row[key]:g}", spot, (2, 3), None, "offset points", fontsize=6)
+                axis.annotate(f"{row[key]:g}", spot, (2, 3), textcoords="offset points", fontsize=6)
         axis.axhline(0.01, color="#444", linewidth=0.8, linestyle="--")
         axis.set(xscale="log", yscale="log", xlabel="MB a query")
         axis.set_title(path.stem.removeprefix("rank-"), fontsize=9)
