@@ -144,7 +144,6 @@ def draw(results: list[Result], path: Path) -> None:
             bars = axis.bar(spots, values, 0.25, color=COLOURS[tool], label=tool)
             axis.bar_label(bars, [f"{v:.1f}" if v else "" for v in values], fontsize=7)
         axis.axhline(1, color="#444", linewidth=0.8, linestyle=":")
-        axis.set_yscale("log")
         axis.set_xticks(range(len(kinds)), kinds, fontsize=8)
         axis.set_title(result.name, fontsize=9)
         axis.spines[["top", "right"]].set_visible(False)
