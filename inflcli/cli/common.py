@@ -41,8 +41,8 @@ Precision = Annotated[
     str,
     typer.Option(
         "--precision",
-        help="Of the programme's own products: exact (float32), or fast (bfloat16 inputs, float32 "
-        "sums). auto is fast where the processor has matrix units.",
+        help="Of the programme's own products: exact (float32), or fast (inputs rounded to "
+        "bfloat16, eigenvectors in float32). auto is fast where the processor has matrix units.",
     ),
 ]
 MaxMemory = Annotated[
