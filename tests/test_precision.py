@@ -10,6 +10,7 @@ import torch
 from pipeline import Pipeline, scores
 
 from inflcli.artifacts.factors import FactorsReader, read_corrected, read_output
+from inflcli.artifacts.queries import QueriesReader
 from inflcli.ekfac import decompose
 from inflcli.errors import BadInput
 from inflcli.model.precision import products, resolve_precision
@@ -32,7 +33,7 @@ def test_scores(prepared, tiny_queries, route):
     found = {}
     for precision in ("exact", "fast"):
         queries = prepared.precondition(
-            tiny_queries, f"q-{precision}-{route}", precision, rank=12
+            tiny_queries, f"q-{precision}-{route}", precision, rank=12, precision=precision
         ).name
         found[precision] = scores(
             prepared.scan(f"s-{precision}-{route}", queries, precision=precision, route=route)
@@ -50,6 +51,22 @@ def test_token_scores(prepared, tiny_queries):
     ]
     for exact, fast in zip(*found, strict=True):
         assert np.corrcoef(exact, fast)[0, 1] > 0.9999
+
+
+@pytest.mark.parametrize(("rank", "keep"), [(12, None), (None, 0.9), (None, None)])
+def test_fast_queries_take_half_the_space(prepared, tiny_queries, rank, keep):
+    """They hold bfloat16, and say rightly how much."""
+    for precision, element in {"exact": torch.float32, "fast": torch.bfloat16}.items():
+        name = f"size-{precision}-{rank}-{keep}"
+        out = prepared.precondition(
+            tiny_queries, name, precision, precision=precision, rank=rank, keep=keep
+        )
+        reader = QueriesReader.open(out)
+        stored = [reader.matrices(module["name"]) for module in reader.modules]
+        found = [value for one in stored for key, value in one.items() if key != "owner"]
+        assert {value.dtype for value in found} == {element}
+        described = sum(query["bytes"] for query in reader.queries)
+        assert sum(value.nbytes for value in found) == described
 
 
 def test_corrected_eigenvalues_have_no_bias(prepared):

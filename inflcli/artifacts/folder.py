@@ -7,9 +7,11 @@ names what is done, and is replaced in one step after the data that it speaks of
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -238,14 +240,13 @@ class ArtifactWriter:
 
 def describe_files(folder: Path, leave_out: Collection[Path] = ()) -> dict[str, dict[str, Any]]:
     """Size and SHA-256 of every file below `folder`, by relative path."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    paths = [path for path in found if path.name != FILE_NAME and path not in leave_out]
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        digests = list(pool.map(files.file_digest, paths))
     return {
-        path.relative_to(folder).as_posix(): {
-            "size": path.stat().st_size,
-            "sha256": files.file_digest(path),
-        }
-        for path in paths
-        if path.name != FILE_NAME and path not in leave_out
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": digest}
+        for path, digest in zip(paths, digests, strict=True)
     }
 
 

@@ -2,7 +2,8 @@
 
 `queries.json` lists the queries with their tokens and log-probabilities. `modules/NAME.safetensors`
 holds one module's matrices for all queries: `left` [P, K], `right` [M, K] and `owner` [K] (column
-k belongs to query owner[k], so that ranks may differ), or `dense` [Q, P, M].
+k belongs to query owner[k], so that ranks may differ), or `dense` [Q, P, M]; in bfloat16 where the
+precision is fast, which computes no more.
 
 `queries.json` also says what was kept of a query's squared norm, as a whole and by module, in how
 many columns and bytes.
@@ -24,18 +25,11 @@ from inflcli.artifacts import files
 from inflcli.artifacts.folder import Artifact
 
 
-def write_chunk(folder: Path, number: int, name: str, tensors: dict[str, Tensor]) -> Path:
-    """Write what one module keeps of a chunk of queries."""
-    path = _chunk_path(folder, number, name)
-    files.write_tensors(path, tensors, {})
-    return path
-
-
 def merge_chunks(folder: Path, names: list[str], chunks: int) -> None:
     """Join the files of the chunks into one file a module; a single chunk's only move."""
     (folder / "modules").mkdir(exist_ok=True)
     for name in names:
-        paths = [_chunk_path(folder, number, name) for number in range(chunks)]
+        paths = [chunk_path(folder, number, name) for number in range(chunks)]
         whole = folder / "modules" / f"{name}.safetensors"
         if chunks == 1:
             # It is not there any more if an earlier run was stopped right after this.
@@ -50,7 +44,8 @@ def merge_chunks(folder: Path, names: list[str], chunks: int) -> None:
         files.write_tensors(whole, joined, {})
 
 
-def _chunk_path(folder: Path, number: int, name: str) -> Path:
+def chunk_path(folder: Path, number: int, name: str) -> Path:
+    """The file of what one module keeps of a chunk of queries."""
     return folder / f"chunk.{number:05d}.{name}.safetensors"
 
 

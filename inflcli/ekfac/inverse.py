@@ -55,9 +55,15 @@ class DampedInverse:
     damping: float
 
     def gradients(self, a: Tensor, g: Tensor) -> RotatedGradients:
-        """The gradients gᵀ a, to be formed later. Cost: T (M² + P²) MACs each if rotated here."""
-        if self.bases is None or not rotate_first(a.shape[1], g.shape[2], a.shape[2]):
-            return RotatedGradients(self, a, g, rotated=self.bases is None)
+        """The gradients gᵀ a, to be formed later, in the bases' type.
+
+        Cost: T (M² + P²) MACs each if rotated here.
+        """
+        if self.bases is None:
+            return RotatedGradients(self, a, g, rotated=True)
+        if not rotate_first(a.shape[1], g.shape[2], a.shape[2]):
+            element = self.bases[0].dtype
+            return RotatedGradients(self, a.to(element), g.to(element), rotated=False)
         return RotatedGradients(self, self.bases[0].into(a), self.bases[1].into(g), rotated=True)
 
     def rotate_back(self, v: Tensor) -> Tensor:
@@ -65,7 +71,9 @@ class DampedInverse:
         return v if self.bases is None else rotate_out(v, *self.bases)
 
     def rotate_factors_back(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-        """left [P, K] and right [M, K] in the model's coordinates. Cost: K (M² + P²) MACs.
+        """left [P, K] and right [M, K] in the model's coordinates, in the bases' type.
+
+        Cost: K (M² + P²) MACs.
 
         Rotations are orthogonal: a truncation in the eigenbasis is the same one outside of it.
         """

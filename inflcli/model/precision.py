@@ -2,7 +2,8 @@
 
 `exact` multiplies float32 as float32. `fast` rounds the *inputs* of a product to bfloat16 (on a
 GPU to TF32, which is finer) and adds up in float32: processors with matrix units do this several
-times faster. Where a product feeds another one, for Λ and dense scores, its result is bfloat16 too.
+times faster. Where a product feeds another one, for Λ, dense scores and queries, its result is
+bfloat16 too, and so are the queries on disk.
 The model's own passes keep the model's type in either case, and a float64 model is always exact.
 """
 

@@ -18,8 +18,8 @@ from inflcli.ekfac.inverse import RotatedGradients
 from inflcli.model.tracked import TrackedModule
 from inflcli.stages import common
 
-_FIRST_RANK = 32
-_MATRIX_BYTES = 1 << 24
+_FIRST_RANK = 64
+_MATRIX_BYTES = 1 << 23
 """Matrices worked on together: more leave the cache, and are no faster."""
 _TOKENS_A_CHUNK = 4096
 
@@ -28,8 +28,10 @@ _TOKENS_A_CHUNK = 4096
 class Compressed:
     """What one module keeps of a chunk of n queries."""
 
-    tensors: dict[str, Tensor]
-    """`left` [P, K], `right` [M, K] and `owner` [K], or `dense` [n, P, M]."""
+    matrices: dict[str, Tensor]
+    """`left` [P, K] and `right` [M, K], or `dense` [n, P, M]."""
+    owner: Tensor | None
+    """[K]: the query that a column belongs to."""
     ranks: list[int]
     kept: list[float]
     """The energy kept, by query."""
@@ -73,8 +75,8 @@ class Candidates:
         left, right = self.gradients.inverse.rotate_factors_back(left, right)
         owner = torch.arange(len(ranks)).repeat_interleave(torch.tensor(ranks))
         kept = [float(self.found[q].energies[: ranks[q]].sum()) for q in count]
-        tensors = {"left": left, "right": right, "owner": owner}
-        return Compressed(tensors, list(ranks), kept, [self.energy[q] for q in count])
+        energies = [self.energy[q] for q in count]
+        return Compressed({"left": left, "right": right}, owner, list(ranks), kept, energies)
 
 
 def matrices(
@@ -89,24 +91,26 @@ def matrices(
 
 def compress(
     held: list[tuple[TrackedModule, RotatedGradients]], config: PreconditionConfig
-) -> dict[str, Compressed]:
-    """Compress a chunk of queries, by module; empties `held`, to free what is done with.
+) -> Iterator[tuple[str, Compressed]]:
+    """Compress a chunk of queries, module by module; empties `held`, to free what is done with.
 
     Raises NumericalFault naming a module whose V is not finite.
     """
-    compressed, found = {}, []
+    if config.keep is not None:
+        found = [
+            Candidates(module, gradients, _limit(module, config)) for module, gradients in held
+        ]
+        held.clear()
+        yield from _allocated(found, config.keep)
     while held:
         module, gradients = held.pop(0)
-        count = gradients.a.shape[0]
-        candidates = Candidates(module, gradients, _limit(module, config))
-        if config.keep is not None:
-            found.append(candidates)
-        elif config.rank is not None:
-            candidates.find(range(count), candidates.limit)
-            compressed[module.name] = candidates.keep([candidates.limit] * count)
+        if config.rank is None:
+            yield module.name, _whole(module, gradients)
         else:
-            compressed[module.name] = _whole(module, gradients)
-    return compressed if config.keep is None else _allocated(found, count, config.keep)
+            candidates = Candidates(module, gradients, _limit(module, config))
+            count = gradients.a.shape[0]
+            candidates.find(range(count), candidates.limit)
+            yield module.name, candidates.keep([candidates.limit] * count)
 
 
 def _limit(module: TrackedModule, config: PreconditionConfig) -> int:
@@ -116,12 +120,13 @@ def _limit(module: TrackedModule, config: PreconditionConfig) -> int:
     return min(wanted or size, size)
 
 
-def _allocated(found: list[Candidates], count: int, share: float) -> dict[str, Compressed]:
+def _allocated(found: list[Candidates], share: float) -> Iterator[tuple[str, Compressed]]:
     """Keep `share` of every query's energy, at the fewest numbers.
 
     More components are found where all that are known would be kept. A higher rank there lowers
     no other module's need, so this ends, with the allocation that all components would give.
     """
+    count = found[0].gradients.a.shape[0]
     sizes = [candidates.module.inputs + candidates.module.outputs for candidates in found]
     wanting, rank = [list(range(count)) for _ in found], _FIRST_RANK
     while any(wanting):
@@ -138,18 +143,20 @@ def _allocated(found: list[Candidates], count: int, share: float) -> dict[str, C
         ranks = [list(of_module) for of_module in zip(*by_query, strict=True)]
         wanting = [one.exhausted(taken) for one, taken in zip(found, ranks, strict=True)]
         rank *= 2
-    return {one.module.name: one.keep(taken) for one, taken in zip(found, ranks, strict=True)}
+    for taken in ranks:
+        candidates = found.pop(0)
+        yield candidates.module.name, candidates.keep(taken)
 
 
 def _whole(module: TrackedModule, gradients: RotatedGradients) -> Compressed:
     """Every V as it is, outside of the eigenbasis."""
-    parts, energies = [], []
-    for _, v in matrices(module, gradients, range(gradients.a.shape[0])):
-        parts.append(gradients.inverse.rotate_back(v))
-        common.require_finite(parts[-1], "preconditioned query", module.name)
+    count = gradients.a.shape[0]
+    dense, energies = gradients.a.new_empty(count, module.outputs, module.inputs), []
+    for part, v in matrices(module, gradients, range(count)):
+        dense[part[0] : part[-1] + 1] = gradients.inverse.rotate_back(v)
         energies += energy(v).tolist()
     rank = min(module.inputs, module.outputs)
-    return Compressed({"dense": torch.cat(parts)}, [rank] * len(energies), energies, energies)
+    return Compressed({"dense": dense}, None, [rank] * count, energies, energies)
 
 
 def queries_a_chunk(
@@ -164,16 +171,17 @@ def queries_a_chunk(
     Counted are their rows and what may be kept of them, for all modules; `element` is the bytes
     of a number.
     """
-    kept = 0
-    for module in modules:
-        size = module.inputs + module.outputs
-        if config.rank is None and config.keep is None:
-            kept += module.parameters
-        else:
-            kept += _limit(module, config) * size
+    each_kept = [
+        module.parameters
+        if config.rank is None and config.keep is None
+        else _limit(module, config) * (module.inputs + module.outputs)
+        for module in modules
+    ]
+    # With a share of the energy all modules' components are held until it is known which are kept.
+    kept = sum(each_kept) if config.keep is not None else max(each_kept)
     rows = tokens * sum(module.inputs + module.outputs for module in modules)
-    # What is kept exists up to three times: as found, rotated back, and as the file's bytes.
-    each = element * (rows + 3 * kept)
+    # Up to three modules' are rotated back, and waiting to be written, and the file's bytes.
+    each = element * (rows + kept + 3 * max(each_kept))
     largest = max(module.parameters for module in modules) * element
     # The exact truncation works on copies in float64.
     at_work = 5 * max(_MATRIX_BYTES, largest)

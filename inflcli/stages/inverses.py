@@ -20,20 +20,21 @@ def read_inverses(
     config: PreconditionConfig,
     model: LoadedModel,
 ) -> dict[str, DampedInverse]:
-    """Modules that share their input share its Q_A in memory, too.
+    """Modules that share their input share its Q_A in memory, too. Bases are bfloat16 when fast.
 
     Raises BadInput for a singular curvature, NumericalFault.
     """
     if config.curvature == "identity":
         return {module.name: DampedInverse(None, None, 0.0) for module in modules}
     folder, device = factors.artifact.path, model.device
+    held = torch.bfloat16 if config.precision == "fast" else None
     inputs: dict[str, tuple[Eigen, Basis]] = {}
     inverses = {}
     for module in modules:
         shared = module.shares_input_with
         if shared not in inputs:
             found = store.read_input(folder, shared)
-            inputs[shared] = found, _basis(found, device)
+            inputs[shared] = found, _basis(found, held, device)
         (eigen_a, basis_a), eigen_s = inputs[shared], store.read_output(folder, module.name)
         if config.curvature == "ekfac":
             eigenvalues = store.read_corrected(folder, module.name)
@@ -43,13 +44,13 @@ def read_inverses(
         damping = damping_value(eigenvalues, config.damping_factor, config.damping)
         eigenvalues = eigenvalues.to(device=device, dtype=model.statistics_dtype)
         _require_regular(eigenvalues, damping, module.name)
-        bases = basis_a, _basis(eigen_s, device)
+        bases = basis_a, _basis(eigen_s, held, device)
         inverses[module.name] = DampedInverse(bases, eigenvalues + damping, damping)
     return inverses
 
 
-def _basis(eigen: Eigen, device: torch.device) -> Basis:
-    return Basis(tuple(block.to(device) for block in eigen.vectors))
+def _basis(eigen: Eigen, dtype: torch.dtype | None, device: torch.device) -> Basis:
+    return Basis(tuple(block.to(device=device, dtype=dtype) for block in eigen.vectors))
 
 
 def _require_regular(eigenvalues: torch.Tensor, damping: float, name: str) -> None:

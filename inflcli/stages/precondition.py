@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from inflcli import console
 from inflcli.artifacts import fingerprint
 from inflcli.artifacts import queries as store
 from inflcli.artifacts.factors import FactorsReader
+from inflcli.artifacts.files import write_tensors
 from inflcli.artifacts.folder import Artifact, ArtifactWriter
 from inflcli.artifacts.manifest import Identity
 from inflcli.config import PreconditionConfig, Runtime
@@ -27,7 +29,6 @@ from inflcli.model.labels import TrueLabels
 from inflcli.model.load import LoadedModel, arithmetic, identify, load_model
 from inflcli.model.memory import budget
 from inflcli.model.passes import Passes
-from inflcli.model.precision import products
 from inflcli.model.resolve import load_tokenizer
 from inflcli.model.tracked import TrackedModule
 from inflcli.stages import common
@@ -136,6 +137,9 @@ class Precondition:
             min(_LARGEST_CHUNK, budget(runtime.memory_gib, model.device)),
         )
         self.inverses: dict[str, DampedInverse] = {}
+        # Products of bfloat16 hold no more than bfloat16 does.
+        fast = config.precision == "fast"
+        self.stored = torch.bfloat16 if fast else model.statistics_dtype
 
     def run(self) -> Artifact:
         self.inverses = read_inverses(self.factors, self.modules, self.config, self.model)
@@ -145,11 +149,7 @@ class Precondition:
         with console.progress("precondition", len(self.queries), done=done, unit="queries") as bar:
             while done < len(self.queries):
                 part = self.queries[done : done + self.size]
-                found, more = self._chunk(part, done)
-                written = [
-                    store.write_chunk(self.writer.folder, chunks, name, one.tensors)
-                    for name, one in found.items()
-                ]
+                written, more = self._chunk(part, done, chunks)
                 described, done, chunks = described + more, done + len(part), chunks + 1
                 progress = {"queries": done, "chunks": chunks, "described": described}
                 self.writer.commit(progress, written)
@@ -169,9 +169,12 @@ class Precondition:
         }
 
     def _chunk(
-        self, part: list[EncodedQuery], first: int
-    ) -> tuple[dict[str, Compressed], list[dict[str, Any]]]:
-        """Precondition a few queries: by module, and what queries.json says of them."""
+        self, part: list[EncodedQuery], first: int, number: int
+    ) -> tuple[list[Path], list[dict[str, Any]]]:
+        """Precondition a few queries: the files written, and what queries.json says of them.
+
+        Each module's file is written while the next is computed.
+        """
         batch, element = query_batch(part, self.model.device), self.model.statistics_dtype
         length = max(batch.extents)
         held: list[tuple[TrackedModule, RotatedGradients]] = []
@@ -181,18 +184,22 @@ class Precondition:
             held.append((module, self.inverses[module.name].gradients(a, g)))
 
         log_p = self.passes.run(batch, [TrueLabels()], consume)
-        with products(self.config.precision, self.model.device):
-            found = compress(held, self.config)
-        for name, one in found.items():
-            for key, value in one.tensors.items():
-                common.require_finite(value, "preconditioned query", name)
-                if key == "owner":
-                    value += first
+        found: dict[str, Compressed] = {}
+        with common.Behind() as behind:
+            for name, one in compress(held, self.config):
+                tensors = {key: value.to(self.stored) for key, value in one.matrices.items()}
+                for value in tensors.values():
+                    common.require_finite(value, "preconditioned query", name)
+                if one.owner is not None:
+                    tensors["owner"] = one.owner + first
+                path = store.chunk_path(self.writer.folder, number, name)
+                behind.do(partial(write_tensors, path, tensors, {}))
+                found[name] = replace(one, matrices={}, owner=None)
         described = [
             {**_describe(query, log_p[row]), **self._describe_kept(found, row)}
             for row, query in enumerate(part)
         ]
-        return found, described
+        return [store.chunk_path(self.writer.folder, number, name) for name in found], described
 
     def _describe_kept(self, found: Mapping[str, Compressed], row: int) -> dict[str, Any]:
         """What is kept of one query, as a whole and by module."""
@@ -209,7 +216,7 @@ class Precondition:
         return {
             "kept_energy": _share(kept, energy),
             "columns": sum(entry["rank"] for entry in by_module.values()),
-            "bytes": numbers * self.model.statistics_dtype.itemsize,
+            "bytes": numbers * self.stored.itemsize,
             "modules": by_module,
         }
 
