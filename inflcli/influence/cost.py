@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from inflcli.influence.scoring import gradient_rows
+from inflcli.influence.scoring import scored_together
 
 BALANCE = {
     ("cpu", "exact"): 12.0,
@@ -55,10 +55,10 @@ def dense_cost(shape: ModuleShape, work: Work) -> float:
     weights = shape.outputs * shape.inputs
     if work.token_scores:
         return work.queries * (weights + _FLOAT * work.balance * 2 * shape.inputs)
-    # DW is written and read; the queries are read once for all the DW that is held.
+    # DW is written and read; the queries are read once for all the DW that is scored together.
     moved = 2 * work.element * weights / work.tokens
-    held = min(work.sequences, gradient_rows(shape.outputs, shape.inputs))
-    read = work.queries * weights * work.element / (held * work.tokens)
+    together = scored_together(work.sequences, work.queries, shape.outputs, shape.inputs)
+    read = work.queries * weights * work.element / (together * work.tokens)
     scored = max(work.queries * weights / work.tokens, work.balance * read)
     return weights + scored + work.balance * moved
 

@@ -13,28 +13,31 @@ queries have in common, and is exact only where that basis spans them.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 _GRADIENT_ELEMENTS = 1 << 25
-"""Numbers of DW held at once."""
+"""Numbers of DW formed at once."""
+_QUERIES_A_GRADIENT = 16
+"""Queries for every DW that waits: waiting takes a sixteenth of the queries' memory at most."""
 _COLUMN_ELEMENTS = 1 << 23
 """Numbers of a K and of g L held at once."""
 
 
-def gradient_rows(outputs: int, inputs: int) -> int:
-    """Sequences whose DW [P, M] the dense route holds at once."""
-    return max(1, _GRADIENT_ELEMENTS // (outputs * inputs))
+def scored_together(sequences: float, queries: int, outputs: int, inputs: int) -> float:
+    """Sequences that one reading of the dense queries serves, with batches of `sequences`."""
+    formed = max(1, _GRADIENT_ELEMENTS // (outputs * inputs))
+    return max(min(sequences, formed), queries // _QUERIES_A_GRADIENT)
 
 
 @dataclass(frozen=True)
 class FactoredQueries:
     """V_q = sum over its columns k of left[:, k] right[:, k]ᵀ.
 
-    `left` [P, K], `right` [M, K], `owner` [K]: the query that column k belongs to.
+    `left` [P, K], `right` [M, K], `owner` [K], ascending: the query that column k belongs to.
     """
 
     left: Tensor
@@ -58,11 +61,14 @@ class FactoredQueries:
 
     def dense(self, dtype: torch.dtype | None = None) -> DenseQueries:
         """The same queries as full matrices [Q, P, M]. Cost: K P M MACs, once."""
+        element = dtype or self.left.dtype
         shape = (self.count, self.left.shape[0], self.right.shape[0])
-        matrices = self.left.new_empty(shape, dtype=dtype or self.left.dtype)
-        for query in range(self.count):
-            mine = self.owner == query
-            matrices[query] = self.left[:, mine] @ self.right[:, mine].T
+        matrices = self.left.new_empty(shape, dtype=element)
+        columns = torch.bincount(self.owner, minlength=self.count).tolist()
+        lefts = self.left.to(element).split(columns, dim=1)
+        rights = self.right.to(element).split(columns, dim=1)
+        for matrix, left, right in zip(matrices, lefts, rights, strict=True):
+            torch.mm(left, right.T, out=matrix)
         return DenseQueries(matrices)
 
     def select(self, query: int) -> FactoredQueries:
@@ -97,14 +103,21 @@ class DenseQueries:
 
     def sequence_scores(self, a: Tensor, g: Tensor) -> Tensor:
         """[B, Q]. Cost: M P MACs a token to form the gradients, Q M P a sequence to score them."""
-        flat = self.matrices.flatten(1)
-        step = gradient_rows(*self.matrices.shape[1:])
-        a_parts, g_parts = a.to(flat.dtype).split(step), g.to(flat.dtype).split(step)
+        step = max(1, _GRADIENT_ELEMENTS // self.matrices[0].numel())
         parts = [
-            torch.bmm(g_part.mT, a_part).flatten(1) @ flat.T
-            for a_part, g_part in zip(a_parts, g_parts, strict=True)
+            self.gradient_scores(self.gradients(a_part, g_part))
+            for a_part, g_part in zip(a.split(step), g.split(step), strict=True)
         ]
         return torch.cat(parts).to(a.dtype)
+
+    def gradients(self, a: Tensor, g: Tensor) -> Tensor:
+        """DW [B, P M], in the queries' type. Cost: M P MACs a token."""
+        element = self.matrices.dtype
+        return torch.bmm(g.to(element).mT, a.to(element)).flatten(1)
+
+    def gradient_scores(self, gradients: Tensor) -> Tensor:
+        """[B, Q], in the queries' type. Cost: Q M P MACs a sequence."""
+        return gradients @ self.matrices.flatten(1).T
 
     def token_scores(self, a: Tensor, g: Tensor) -> Tensor:
         """[B, T, Q]. Cost: Q M P MACs a token."""
@@ -115,3 +128,33 @@ class DenseQueries:
     def select(self, query: int) -> DenseQueries:
         """One query alone."""
         return DenseQueries(self.matrices[query : query + 1])
+
+
+@dataclass
+class WaitingGradients:
+    """DW of several batches, scored together.
+
+    Many queries take longer to read than to multiply with the few sequences of a batch, so these
+    wait until there are enough: at a sixteenth of the queries' number both take about as long.
+    """
+
+    queries: DenseQueries
+    _rows: list[Tensor] = field(default_factory=list)
+    _gradients: list[Tensor] = field(default_factory=list)
+
+    def add(self, rows: Tensor, a: Tensor, g: Tensor) -> tuple[Tensor, Tensor] | None:
+        """The rows [n] and scores [n, Q] of what waited, and of this batch, if that is enough."""
+        enough = self.queries.count // _QUERIES_A_GRADIENT
+        if len(rows) >= enough:
+            return rows, self.queries.sequence_scores(a, g)
+        self._rows.append(rows)
+        self._gradients.append(self.queries.gradients(a, g))
+        return self.flush(a.dtype) if sum(map(len, self._rows)) >= enough else None
+
+    def flush(self, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
+        """The same of all that waits; None if nothing does."""
+        if not self._rows:
+            return None
+        rows, gradients = torch.cat(self._rows), torch.cat(self._gradients)
+        self._rows, self._gradients = [], []
+        return rows, self.queries.gradient_scores(gradients).to(dtype)

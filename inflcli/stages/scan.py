@@ -175,7 +175,7 @@ class Scan:
                     if batch.count:
                         passes.run(batch, [TrueLabels()], scorer.consume)
                     meter.advance(len(batch.ids))
-                scorer.check()
+                scorer.end()
                 tokens = None if scorer.tokens is None else scorer.tokens.float().cpu().numpy()
                 layers = scorer.layers.float().cpu().numpy()
                 behind.do(partial(self._record, number, ids, layers, tokens))

@@ -11,7 +11,7 @@ from torch import Tensor
 from inflcli import console
 from inflcli.artifacts.queries import QueriesReader
 from inflcli.influence.cost import ModuleShape, Work, choose_routes
-from inflcli.influence.scoring import DenseQueries, FactoredQueries
+from inflcli.influence.scoring import DenseQueries, FactoredQueries, WaitingGradients
 from inflcli.influence.shared import SharedQueries, share
 from inflcli.model.tracked import TrackedModule
 from inflcli.stages import common
@@ -36,38 +36,51 @@ class Scorer:
     device: torch.device
 
     def begin(self, sequences: int) -> None:
-        """Start a chunk of that many sequences."""
+        """Start a chunk of that many sequences; `end` ends it."""
         queries, groups = self.shape
         self.layers = self._zeros(sequences, queries, groups)
         self.tokens = None if self.width is None else self._zeros(sequences, self.width, queries)
         # Looked at once a chunk: a device is not made to wait after every module.
         self._finite: dict[str, Tensor] = {}
+        self._waiting = {
+            name: WaitingGradients(queries)
+            for name, queries in self.queries.items()
+            if isinstance(queries, DenseQueries)
+        }
 
     def place(self, rows: Tensor) -> None:
         """Say which sequences of the chunk the next batch holds."""
         self._rows = rows
 
     def consume(self, module: TrackedModule, a: Tensor, g: Tensor) -> None:
-        a, g = a.to(self.element), g.to(self.element)
-        queries, group = self.queries[module.name], self.groups[module.name]
-        if self.tokens is None:
-            found = queries.sequence_scores(a, g)
-        else:
-            by_token = queries.token_scores(a, g)
+        a, g, name = a.to(self.element), g.to(self.element), module.name
+        if self.tokens is not None:
+            by_token = self.queries[name].token_scores(a, g)
             self.tokens[self._rows, : by_token.shape[1]] += by_token
-            found = by_token.sum(1)
-        self.layers[self._rows, :, group] += found
-        finite = torch.isfinite(found).all()
-        self._finite[module.name] = finite & self._finite.get(module.name, True)
+            self._add(name, (self._rows, by_token.sum(1)))
+        elif name in self._waiting:
+            self._add(name, self._waiting[name].add(self._rows, a, g))
+        else:
+            self._add(name, (self._rows, self.queries[name].sequence_scores(a, g)))
 
-    def _zeros(self, *shape: int) -> Tensor:
-        return torch.zeros(shape, dtype=self.element, device=self.device)
-
-    def check(self) -> None:
-        """Raise NumericalFault naming a module whose scores are not finite."""
+    def end(self) -> None:
+        """Score what waits. Raises NumericalFault naming a module whose scores are not finite."""
+        for name, waiting in self._waiting.items():
+            self._add(name, waiting.flush(self.element))
         for name, finite in self._finite.items():
             if not bool(finite):
                 raise common.not_finite("score", name)
+
+    def _add(self, name: str, found: tuple[Tensor, Tensor] | None) -> None:
+        if found is None:
+            return
+        rows, scores = found
+        self.layers[rows, :, self.groups[name]] += scores
+        finite = torch.isfinite(scores).all()
+        self._finite[name] = finite & self._finite.get(name, True)
+
+    def _zeros(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=self.element, device=self.device)
 
 
 def pick_routes(
