@@ -49,8 +49,16 @@ def test_the_cheaper_one_is_taken():
 def test_token_scores_make_dense_queries_dear():
     shape = ModuleShape(688, 256, 16 * 32)
     work = replace(WORK, token_scores=True)
-    assert dense_cost(shape, work) > 10 * dense_cost(shape, WORK)
+    assert dense_cost(shape, work) > 5 * dense_cost(shape, WORK)
     assert routes({"m": shape}, work) == {"m": "factored"}
+
+
+def test_a_short_scan_does_not_pay_for_making_queries_dense():
+    shape = ModuleShape(688, 256, 16 * 64)
+    assert routes({"m": shape}) == {"m": "dense"}
+    assert routes({"m": shape}, replace(WORK, scanned=256)) == {"m": "factored"}
+    stored = replace(shape, columns=None)
+    assert dense_cost(stored, replace(WORK, scanned=256)) == dense_cost(stored, WORK)
 
 
 def test_memory_goes_to_what_saves_most():

@@ -7,6 +7,7 @@ The shapes of a batch are given, so the same choice comes out on every run.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -21,6 +22,8 @@ BALANCE = {
 """MACs a byte, measured on CPUs with AMX; the rows for GPUs are from their data sheets."""
 _FLOAT = 4
 """Bytes of a number between two products, which are float32."""
+_FRESH = 5
+"""Memory that is written for the first time is that much slower, measured: its pages are cleared."""
 
 
 @dataclass(frozen=True)
@@ -44,30 +47,36 @@ class Work:
     element: int
     """Bytes of a number of a dense query."""
     balance: float
+    scanned: float = math.inf
+    """Tokens of the whole scan, over which what is done once is spread."""
     token_scores: bool = False
 
 
 def dense_cost(shape: ModuleShape, work: Work) -> float:
     """Of the dense route: M P to form DW, Q M P / T to score it, and reading queries and DW.
 
-    With token scores Q M P instead.
+    With token scores Q M P instead. Once, K M P to multiply factors out, and writing them.
     """
     weights = shape.outputs * shape.inputs
+    once = (shape.columns or 0) * weights + _FRESH * work.balance * dense_bytes(shape, work)
+    spread = once / work.scanned if shape.columns is not None else 0.0
     if work.token_scores:
-        return work.queries * (weights + _FLOAT * work.balance * 2 * shape.inputs)
-    # DW is written and read; the queries are read once for all the DW that is scored together.
-    moved = 2 * work.element * weights / work.tokens
+        return work.queries * (weights + _FLOAT * work.balance * 2 * shape.inputs) + spread
+    # a and g are read, and rounded; DW is written and read; the queries are read once for all the
+    # DW that is scored together.
+    rounded = _FLOAT + (2 * work.element if work.element < _FLOAT else 0)
+    moved = rounded * (shape.outputs + shape.inputs) + 2 * work.element * weights / work.tokens
     together = scored_together(work.sequences, work.queries, shape.outputs, shape.inputs)
     read = work.queries * weights * work.element / (together * work.tokens)
     scored = max(work.queries * weights / work.tokens, work.balance * read)
-    return weights + scored + work.balance * moved
+    return weights + scored + work.balance * moved + spread
 
 
 def factored_cost(shape: ModuleShape, work: Work) -> float:
-    """Of the factored route: K (M + P), and two [T, K] written, multiplied and added up."""
-    columns = shape.columns or 0
-    moved = 6 * _FLOAT * columns
-    return columns * (shape.outputs + shape.inputs) + work.balance * moved
+    """Of the factored route: K (M + P), reading a and g, and two [T, K] written and multiplied."""
+    columns, rows = shape.columns or 0, shape.outputs + shape.inputs
+    moved = _FLOAT * (rows + 2 * columns)
+    return columns * rows + work.balance * moved
 
 
 def dense_bytes(shape: ModuleShape, work: Work) -> int:

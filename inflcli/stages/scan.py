@@ -235,6 +235,7 @@ class Scan:
             tokens=float(lengths.mean()),
             element=held.itemsize,
             balance=BALANCE[device, self.config.precision],
+            scanned=float(lengths.sum()),
             token_scores=self.config.token_scores,
         )
 
