@@ -100,7 +100,7 @@ def covariance(size: int, scale: float = 1.0) -> torch.Tensor:
 
 
 def test_eigenvectors_in_float32():
-    """Orthogonal and accurate to float32; values to more, as Rayleigh quotients are."""
+    """Orthogonal and accurate to float32."""
     matrix = covariance(200)
     exact, _ = decompose([matrix])
     values, basis = decompose([matrix], fast=True)
@@ -108,6 +108,30 @@ def test_eigenvectors_in_float32():
     assert q.dtype == torch.float32
     torch.testing.assert_close(q.T @ q, torch.eye(200), atol=1e-5, rtol=0)
     torch.testing.assert_close(values, exact, atol=1e-6 * float(exact.max()), rtol=0)
+
+
+@pytest.mark.parametrize("fault", ["a vector twice", "one too long", "one turned", "values"])
+def test_a_wrong_decomposition_in_float32_is_not_used(monkeypatch, fault):
+    """One column of 200, off by a hundredth: the check sees it, and float64 answers."""
+    right, matrix = torch.linalg.eigh, covariance(200)
+
+    def wrong(block):
+        values, q = right(block)
+        if block.dtype == torch.float32:
+            if fault == "a vector twice":
+                q[:, 7] = q[:, 8]
+            elif fault == "one too long":
+                q[:, 7] *= 1.01
+            elif fault == "one turned":
+                q[:, -1], q[:, -9] = q[:, -1] + 0.01 * q[:, -9], q[:, -9] - 0.01 * q[:, -1]
+            else:
+                values[-1] *= 1.01
+        return values, q
+
+    monkeypatch.setattr(torch.linalg, "eigh", wrong)
+    values, basis = decompose([matrix], fast=True)
+    assert basis.dtype == torch.float64
+    torch.testing.assert_close(values, right(matrix)[0].clamp(min=0))
 
 
 def test_what_float32_cannot_hold_is_decomposed_in_float64():
