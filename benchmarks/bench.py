@@ -98,10 +98,12 @@ def jobs(name: str, shape: Shape) -> Jobs:
         ours.append((f"precondition {queries} queries", "inflcli", job))
         job = {"do": "scan", "name": f"{queries}", **every}
         ours.append((f"scan {queries} queries", "inflcli", job))
-    full = {"do": "precondition", "queries": some, "name": "full", "rank": None, "keep": None}
-    ours.append((f"precondition {some} queries, full rank", "inflcli", full))
+    # What the peers do: kronfluence rank 32, bergson full rank.
+    for what, rank in (("rank 32", 32), ("full rank", None)):
+        job = {"do": "precondition", "queries": some, "name": what, "rank": rank, "keep": None}
+        ours.append((f"precondition {some} queries, {what}", "inflcli", job))
     scans = {
-        "full rank": {"name": "full"},
+        "full rank": {"name": "full rank"},
         "exact": {"name": f"{some}", "precision": "exact"},
         "dense": {"name": f"{some}", "route": "dense"},
         "factored": {"name": f"{some}", "route": "factored"},
@@ -144,9 +146,18 @@ def left_out(name: str, label: str, worker: str) -> bool:
     return False
 
 
+_ONCE = (
+    "fit exact",
+    "fit with its examples' sampling",
+    "precondition 1 queries",
+    "precondition 128 queries",
+    "precondition 1024 queries",
+)
+
+
 def once(name: str, label: str) -> bool:
     """Whether the first round alone does a job: what is long, or only serves another job."""
-    if label.endswith("full rank") or label == "precondition 1024 queries":
+    if label in _ONCE or (label.startswith("scan") and label.endswith(("exact", "full rank"))):
         return True
     return label.startswith("fit") and name in ("llama-576x12", "smollm2")
 

@@ -13,6 +13,14 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+KINDS = {
+    "fit": "fit (against two passes)",
+    "precondition, rank 32": "precondition, `--rank 32`",
+    "precondition, full rank": "precondition, `--rank full`",
+    "precondition": "precondition, default",
+    "scan": "scan",
+    "scan, token scores": "scan with token scores",
+}
 TOOLS = ("inflcli", "kronfluence", "bergson")
 COLOURS = {"inflcli": "#2a6f97", "kronfluence": "#c9ada7", "bergson": "#9a8c98"}
 BEGIN, END = "<!-- bench: written by benchmarks/figure.py -->", "<!-- /bench -->"
@@ -44,19 +52,21 @@ class Result:
         return max(answer["peak_bytes"] for answer in answers)
 
     def work(self, tool: str, kind: str) -> list[float] | None:
-        """Seconds of `fit`, `precondition`, `scan` or `token scores` of some 16 queries."""
+        """Seconds of a tool's part in one of KINDS."""
         if kind == "fit":
             return self.seconds(f"{tool}: fit")
-        few = ", token scores" if kind == "token scores" else ""
-        if tool != "inflcli":
-            part = "precondition" if kind == "precondition" else "scan"
-            return self.seconds(f"{tool}: score {self.some} queries{few}", part)
-        stage = "precondition" if kind == "precondition" else "scan"
-        return self.seconds(f"inflcli: {stage} {self.some} queries{few}")
+        stage = "precondition" if kind.startswith("precondition") else "scan"
+        of = kind.removeprefix(stage)
+        if tool == "inflcli":
+            return self.seconds(f"inflcli: {stage} {self.some} queries{of}")
+        if of == ", rank 32" and tool == "bergson" or of == ", full rank" and tool != "bergson":
+            return None
+        tokens = of if of == ", token scores" else ""
+        return self.seconds(f"{tool}: score {self.some} queries{tokens}", stage)
 
     def plain(self, kind: str) -> list[float]:
         """Seconds of the activations-only passes that a kind of work is measured by."""
-        few = ", few" if kind == "token scores" else ""
+        few = ", few" if "token" in kind else ""
         once = self.seconds(f"plain: plain activations{few}") or []
         return [2 * value for value in once] if kind == "fit" else once
 
@@ -79,22 +89,18 @@ def kinds_table(results: list[Result]) -> list[str]:
         "| --- | --- | --- | --- | --- |",
     ]
     for result in results:
-        for kind in ("fit", "precondition", "scan", "token scores"):
+        for kind, name in KINDS.items():
             ours = result.work("inflcli", kind)
             if ours is None:
                 continue
-            passes = "" if kind == "precondition" else shown(ratio(ours, result.plain(kind)))
-            if not passes:
-                passes = f"{statistics.median(ours):.1f} s"
+            costs = shown(ratio(ours, result.plain(kind)))
+            if kind.startswith("precondition"):
+                costs = f"{statistics.median(ours):.1f} s"
             peers = [shown(ratio(result.work(tool, kind), ours)) for tool in TOOLS[1:]]
             slow = result.seconds("kronfluence: fit with its examples' sampling")
             if kind == "fit" and slow:
                 peers[0] += f" ({shown(ratio(slow, ours))})"
-            name = {"fit": "fit (against two passes)", "precondition": "precondition"}.get(
-                kind, kind if kind == "scan" else "scan with token scores"
-            )
-            of = "" if kind == "fit" else f", {result.some} queries"
-            lines.append(f"| {result.name} | {name}{of} | {passes} | {' | '.join(peers)} |")
+            lines.append(f"| {result.name} | {name} | {costs} | {' | '.join(peers)} |")
     return lines
 
 
@@ -137,14 +143,14 @@ def draw(results: list[Result], path: Path) -> None:
         1, len(results), figsize=(3.2 * len(results), 3.4), squeeze=False, layout="constrained"
     )
     for axis, result in zip(axes[0], results, strict=True):
-        kinds = [k for k in ("fit", "scan", "token scores") if result.work("inflcli", k)]
+        kinds = [k for k in ("fit", "scan", "scan, token scores") if result.work("inflcli", k)]
         for place, tool in enumerate(TOOLS):
             values = [ratio(result.work(tool, kind), result.plain(kind)) or 0 for kind in kinds]
             spots = [index + (place - 1) * 0.27 for index in range(len(kinds))]
             bars = axis.bar(spots, values, 0.25, color=COLOURS[tool], label=tool)
             axis.bar_label(bars, [f"{v:.1f}" if v else "" for v in values], fontsize=7)
         axis.axhline(1, color="#444", linewidth=0.8, linestyle=":")
-        axis.set_xticks(range(len(kinds)), kinds, fontsize=8)
+        axis.set_xticks(range(len(kinds)), [k.split(", ")[-1] for k in kinds], fontsize=8)
         axis.set_title(result.name, fontsize=9)
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(axis="y", labelsize=7)
