@@ -23,7 +23,7 @@ BALANCE = {
 _FLOAT = 4
 """Bytes of a number between two products, which are float32."""
 _FRESH = 5
-"""Memory that is written for the first time is that much slower, measured: its pages are cleared."""
+"""Memory written for the first time is that much slower, measured: its pages are cleared."""
 
 
 @dataclass(frozen=True)
