@@ -121,6 +121,10 @@ def jobs(name: str, shape: Shape) -> Jobs:
         (f"{label}, token scores", "kronfluence", {**score, "rank": 32, "tokens": True, **few}),
         (f"{label}, token scores", "bergson", {**score, "query_batch": 4, "tokens": True, **few}),
     ]
+    if name == "llama-256x4":
+        # Its default; it forms the gradient of every token.
+        job = {**score, "rank": None, "tokens": True, **few}
+        peers.append((f"{label}, token scores, full rank", "kronfluence", job))
     return plain + fit + ours + peers
 
 
@@ -129,7 +133,7 @@ def left_out(name: str, label: str, worker: str) -> bool:
     if name == "smollm2":  # a fit takes the peers minutes
         return worker not in ("plain", "inflcli") or label.endswith(("exact", "dense", "factored"))
     if name == "gpt2-256x4":
-        unwanted = ("sampling", "exact", "dense", "factored", "1 queries")
+        unwanted = ("sampling", "exact", "1 queries")
         return label.endswith(unwanted)
     if name == "llama-2048x1":
         return label.endswith(("sampling", "exact", "full", "forward"))
