@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
@@ -95,9 +95,10 @@ def edit_tensor(path: Path, part: str, value: float) -> str:
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:start])
     name = next(name for name in sorted(header) if part in name)
-    number = np.array(value, {"F32": np.float32, "F64": np.float64}[header[name]["dtype"]])
+    types = {"BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+    number = torch.tensor([value], dtype=types[header[name]["dtype"]]).view(torch.uint8)
     place = start + header[name]["data_offsets"][0]
-    data[place : place + number.nbytes] = number.tobytes()
+    data[place : place + len(number)] = number.numpy().tobytes()
     path.write_bytes(data)
     return name
 
