@@ -45,11 +45,34 @@ class StageConfig:
     """Base of the per-stage settings."""
 
     def identity(self) -> dict[str, Any]:
-        """The settings as plain JSON values, in a fixed order."""
-        return {key: _plain(value) for key, value in sorted(asdict(self).items())}
+        """The settings as plain JSON values, in a fixed order.
+
+        Without `shard` where there is none, so that merged shards are the whole artifact.
+        """
+        whole = {key: _plain(value) for key, value in sorted(asdict(self).items())}
+        return {key: value for key, value in whole.items() if (key, value) != ("shard", None)}
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of `of` parts of a stage's work, numbered from 0, that know nothing of each other."""
+
+    number: int
+    of: int
+
+    def folder(self, out: Path) -> Path:
+        """Where the shard of the artifact `out` goes."""
+        return out.with_name(f"{out.name}.shards") / f"{self.number}-of-{self.of}"
+
+    def part(self, count: int) -> slice:
+        """This shard's run of `count` pieces of work; sizes differ by one at most."""
+        first, last = (count * edge // self.of for edge in (self.number, self.number + 1))
+        return slice(first, last)
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, (list, tuple)):
@@ -88,6 +111,7 @@ class FitFactorsConfig(StageConfig):
     dtype: str = "auto"
     precision: str = "auto"
     seed: int = 0
+    shard: Shard | None = None
 
 
 @dataclass(frozen=True)
@@ -135,12 +159,14 @@ class ScanConfig(StageConfig):
     token_scores: bool = False
     dtype: str = "auto"
     precision: str = "auto"
+    shard: Shard | None = None
 
 
 @dataclass(frozen=True)
 class AttributeConfig(StageConfig):
     top_k: int = 20
     dtype: str = "auto"
+    shard: Shard | None = None
 
 
 @dataclass(frozen=True)

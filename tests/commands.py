@@ -40,11 +40,11 @@ def refuse(result: Result, code: int, *words: str) -> None:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Digest of every file below a folder, by its relative path."""
+    """Digest of every file below a folder, by its relative path; locks hold nothing."""
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.suffix != ".lock"
     }
 
 

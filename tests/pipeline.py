@@ -15,14 +15,18 @@ from inflcli.config import (
     FitFactorsConfig,
     PreconditionConfig,
     PrepareConfig,
+    ReportConfig,
     Runtime,
     ScanConfig,
+    TfidfConfig,
 )
 from inflcli.stages.attribute import attribute
 from inflcli.stages.fit_factors import fit_factors
 from inflcli.stages.precondition import precondition
 from inflcli.stages.prepare import prepare
+from inflcli.stages.report import report
 from inflcli.stages.scan import scan
+from inflcli.stages.tfidf_filter import tfidf_filter
 
 SEQ_LEN = 24
 CPU = Runtime(device="cpu", batch_size=7)
@@ -46,8 +50,11 @@ class Pipeline:
         prepare([str(text)], str(self.model), self.run / out, config, self.runtime)
         return self.run / out
 
+    def fit_config(self, **settings: Any) -> FitFactorsConfig:
+        return FitFactorsConfig(**{"dtype": self.dtype, "precision": "exact", **settings})
+
     def fit(self, out: str = "factors", corpus: str = "corpus", **settings: Any) -> Path:
-        config = FitFactorsConfig(**{"dtype": self.dtype, "precision": "exact", **settings})
+        config = self.fit_config(**settings)
         fit_factors(str(self.model), self.run / corpus, self.run / out, config, self.runtime)
         return self.run / out
 
@@ -59,6 +66,11 @@ class Pipeline:
         folder = self.run / out
         precondition(str(self.model), self.run / factors, file, folder, config, self.runtime)
         return folder
+
+    def tfidf_filter(self, file: Path, out: str = "candidates", **settings: Any) -> Path:
+        config = TfidfConfig(**{"top": 5, **settings})
+        tfidf_filter(self.run / "corpus", file, self.run / out, config, self.runtime)
+        return self.run / out
 
     def scan(
         self,
@@ -77,6 +89,10 @@ class Pipeline:
         config = AttributeConfig(dtype=self.dtype, **settings)
         inputs = (self.run / name for name in ("queries", "corpus", scan, out))
         attribute(str(self.model), *inputs, config, self.runtime)
+        return self.run / out
+
+    def report(self, out: str = "report", **settings: Any) -> Path:
+        report(self.run, self.run / out, ReportConfig(**settings), self.runtime)
         return self.run / out
 
 

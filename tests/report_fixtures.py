@@ -202,7 +202,8 @@ def _attribution(folder: Path, draw: np.random.Generator) -> None:
             last = max(int(corpus.lengths[sequence]) - 1, 1)  # the last token predicts nothing
             share = draw.dirichlet(np.full(last * len(MODULES), 0.1)).reshape(len(MODULES), last)
             parts[rank, :, :last] = share * scores[query, rank]
-        attribution.write(group, query, parts, ids[query], scores[query])
+        attribution.write(group, query, parts)
+    attribution.write_ranking(group, ids, scores)
     details = {"worst_difference_from_scan": 1e-7, "dtype": "float32"}
     writer.finish(counts={"pairs": int((ids >= 0).sum())}, details=details)
 

@@ -5,6 +5,8 @@ Ranks 0..k-1 are the most positive sequences, k..2k-1 the most negative, stronge
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,17 +45,28 @@ def create(
     return groups.create_group(folder, arrays, attributes)
 
 
-def write(
-    group: zarr.Group,
-    query: int,
-    token_scores: NDArray[np.float32],
-    sequences: NDArray[np.int64],
-    scores: NDArray[np.float32],
+def write_ranking(
+    group: zarr.Group, sequences: NDArray[np.int64], scores: NDArray[np.float32]
 ) -> None:
-    """Write one query: token_scores [ranks, module, token], and what each rank is."""
+    """Write what each rank is, [Q, ranks] both."""
+    groups.array(group, "sequences")[...] = sequences
+    groups.array(group, "scores")[...] = scores
+
+
+def write(group: zarr.Group, query: int, token_scores: NDArray[np.float32]) -> None:
+    """Write one query: token_scores [ranks, module, token]."""
     groups.array(group, "token_scores")[query] = token_scores
-    groups.array(group, "sequences")[query] = sequences
-    groups.array(group, "scores")[query] = scores
+
+
+def query_files(folder: Path, query: int | str) -> list[Path]:
+    """The files that `write` makes for a query; `*` for all of them."""
+    return list(folder.glob(f"token_scores/c/{query}/0/0/0"))
+
+
+def queries_in(files: Iterable[str]) -> set[int]:
+    """The queries whose token scores files, by their relative paths, hold."""
+    found = (re.fullmatch(r"token_scores/c/(\d+)/0/0/0", name) for name in files)
+    return {int(match[1]) for match in found if match}
 
 
 @dataclass(frozen=True)
@@ -64,9 +77,13 @@ class AttributionReader:
     group: zarr.Group
 
     @classmethod
-    def open(cls, path: Path) -> AttributionReader:
-        artifact = Artifact.open(path, "attribute")
+    def open(cls, path: Path, *, shard: bool = False) -> AttributionReader:
+        artifact = Artifact.open(path, "attribute", shard=shard)
         return cls(artifact, groups.open_group(artifact))
+
+    def create_alike(self, folder: Path) -> zarr.Group:
+        """A group in `folder` with the same empty arrays, for writing."""
+        return groups.create_alike(folder, self.artifact)
 
     @property
     def modules(self) -> list[dict[str, Any]]:

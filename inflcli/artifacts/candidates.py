@@ -34,13 +34,8 @@ def write(
 ) -> None:
     """Write ids and scores [Q, K] into an artifact in the making."""
     group = rows.create_group(folder)
-    group.attrs.update(
-        {
-            "kind": "inflcli candidates",
-            "query_ids": query_ids,
-            **attributes,
-        }
-    )
+    described = {"kind": "inflcli candidates", "query_ids": query_ids, **attributes}
+    rows.describe(folder, group, described)
     count = ids.shape[1]
     per_chunk = max(1, _CHUNK_BYTES // (8 * max(count, 1)))
     for name, values in (("ids", ids), ("scores", scores)):

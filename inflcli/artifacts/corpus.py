@@ -100,7 +100,7 @@ class CorpusWriter:
         """Begin in `folder`, or go on from an earlier `state` and its `counts`."""
         self.layout = layout
         self._group = rows.create_group(folder)
-        self._group.attrs.update(layout.attributes())
+        rows.describe(folder, self._group, layout.attributes())
         given, before, group = state or {}, counts or {}, self._group
 
         def array(name: str, dtype: Any, chunk: int, *shape: int) -> rows.RowWriter:

@@ -6,7 +6,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ from typing import Any
 from inflcli.errors import BadInput, CorruptArtifact, OutOfResources
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT}
+_NOT_WRITABLE = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT, errno.EEXIST,
+}  # fmt: skip
 
 
 @contextmanager
@@ -94,6 +96,23 @@ def read_tensors(path: Path) -> dict[str, Any]:
         raise CorruptArtifact(
             f"{path} is missing or damaged ({error})", "make the artifact again with --overwrite"
         ) from error
+
+
+def read_tensor(paths: Sequence[Path], name: str) -> Any:
+    """One tensor, from whichever of some safetensors files holds it; the rest is not read.
+
+    Raises CorruptArtifact when none does, or one is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    for path in paths:
+        try:
+            with safe_open(path, framework="pt") as stored:
+                if name in set(stored.keys()):
+                    return stored.get_tensor(name)
+        except (OSError, SafetensorError) as error:
+            raise CorruptArtifact(f"{path} is missing or damaged ({error})") from error
+    raise CorruptArtifact(f"{name} is in none of {', '.join(map(str, paths)) or 'no files'}")
 
 
 def file_digest(path: Path) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,8 +22,12 @@ from inflcli.errors import BadInput, CorruptArtifact, MissingArtifact, StaleArti
 
 SUFFIX = ".partial"
 """Ends the name of a folder that is not complete."""
+Salvage = Callable[[Manifest, Collection[str]], dict[str, Any]]
+"""The progress that a damaged artifact still is; the damaged files go by their relative paths."""
 _PROGRESS = "progress.json"
 _IDENTITY = "identity.json"
+_UNFINISHED = ("*.tmp", "*.partial")
+"""Files on their way to their names."""
 
 
 def partial_path(path: Path) -> Path:
@@ -38,21 +42,25 @@ class Artifact:
     manifest: Manifest
 
     @classmethod
-    def open(cls, path: Path, stage: str) -> Self:
-        """Open the artifact that `stage` wrote at `path`.
+    def open(cls, path: Path, stage: str, *, shard: bool = False) -> Self:
+        """Open the artifact that `stage` wrote at `path`, or with `shard` one of its shards.
 
         Raises MissingArtifact, CorruptArtifact (schema, missing or truncated files), or BadInput
-        when another stage wrote it.
+        when another stage wrote it, or when it is a shard.
         """
         if not (path / FILE_NAME).is_file():
             if partial_path(path).is_dir():
                 raise MissingArtifact(
                     f"{path} is not finished", f"run the same inflcli {stage} command to resume it"
                 )
-            raise MissingArtifact(f"no artifact at {path}", f"make it with inflcli {stage}")
+            shards = path.with_name(f"{path.name}.shards")
+            mend = f"inflcli merge {path}" if shards.is_dir() else f"make it with inflcli {stage}"
+            raise MissingArtifact(f"no artifact at {path}", mend)
         manifest = read_manifest(path)
         if manifest.stage != stage:
             raise BadInput(f"{path} was written by inflcli {manifest.stage}, not by {stage}")
+        if "shard" in manifest.config and not shard:
+            raise BadInput(f"{path} is a shard", f"inflcli merge {path.parent.with_suffix('')}")
         check_files(path, manifest)
         return cls(path, manifest)
 
@@ -74,6 +82,20 @@ class Artifact:
             raise StaleArtifact(
                 f"{self.path} was made with another {name} ({made_from}) than {current.path}", mend
             )
+
+
+def damaged_files(path: Path, manifest: Manifest) -> list[str]:
+    """The files, by their relative paths, that are missing or not what was written. Reads all."""
+
+    def is_damaged(name: str) -> bool:
+        file, entry = path / name, manifest.files[name]
+        if not file.is_file() or file.stat().st_size != entry["size"]:
+            return True
+        return files.file_digest(file) != entry["sha256"]
+
+    names = list(manifest.files)
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        return [name for name, bad in zip(names, pool.map(is_damaged, names), strict=True) if bad]
 
 
 def check_files(path: Path, manifest: Manifest) -> None:
@@ -111,9 +133,18 @@ class ArtifactWriter:
 
     @classmethod
     def begin(
-        cls, path: Path, identity: Identity, *, overwrite: bool, command: tuple[str, ...] = ()
+        cls,
+        path: Path,
+        identity: Identity,
+        *,
+        overwrite: bool,
+        command: tuple[str, ...] = (),
+        salvage: Salvage | None = None,
     ) -> Self | None:
         """Start or resume; None when `path` already holds this very artifact.
+
+        With `overwrite` the content of what is there is compared with its digests, too, and where
+        some files are damaged `salvage` says what progress the others are.
 
         Without `overwrite`, raises StaleArtifact when `path` holds something made with other
         settings or inputs, and CorruptArtifact when it is damaged; with it, the old artifact is
@@ -128,6 +159,8 @@ class ArtifactWriter:
             if writer._is_whole():
                 writer._publish()
                 return None
+            if overwrite and salvage is not None:
+                writer._salvage(salvage)
             writer._resume_or_create(overwrite)
         return writer
 
@@ -142,6 +175,26 @@ class ArtifactWriter:
             return False
         return manifest.fingerprint == self.identity.digest()
 
+    def _salvage(self, salvage: Salvage) -> None:
+        """Turn a damaged artifact of this identity into an unfinished one, without what is bad."""
+        if not (self.path / FILE_NAME).is_file():
+            return
+        try:
+            manifest = read_manifest(self.path)
+        except CorruptArtifact:
+            return
+        if manifest.fingerprint != self.identity.digest() or self.folder.exists():
+            return
+        bad = damaged_files(self.path, manifest)
+        progress = salvage(manifest, bad)
+        # In this order: stopped anywhere, nothing takes what is left for whole.
+        for name in bad:
+            (self.path / name).unlink(missing_ok=True)
+        files.write_json(self.path / _PROGRESS, progress)
+        files.write_json(self.path / _IDENTITY, _identity_json(self.identity))
+        self.path.rename(self.folder)
+        (self.folder / FILE_NAME).unlink()
+
     def abandon(self) -> None:
         """Remove the folder if no progress is in it, as when its input proves unusable."""
         if not self.progress:
@@ -154,6 +207,10 @@ class ArtifactWriter:
                 if before.digest() == self.identity.digest():
                     if (self.folder / _PROGRESS).is_file():
                         self.progress = files.read_json(self.folder / _PROGRESS)
+                    # What a killed run was just writing, ours and zarr's, would stay for ever.
+                    for pattern in _UNFINISHED:
+                        for path in self.folder.rglob(pattern):
+                            path.unlink()
                     return
                 # A run that got nowhere has nothing to lose.
                 if not overwrite and (self.folder / _PROGRESS).is_file():
@@ -259,6 +316,8 @@ def _is_current(path: Path, identity: Identity, overwrite: bool) -> bool:
         if overwrite:
             return False
         raise
+    if overwrite and damaged_files(path, manifest):
+        return False
     if manifest.fingerprint == identity.digest():
         return True
     if manifest.stage != identity.stage:
@@ -288,9 +347,9 @@ def read_partial(folder: Path) -> tuple[Identity | None, dict[str, Any]]:
 
 def _leftovers(folder: Path) -> list[Path]:
     """What only an unfinished artifact has at the top of its folder."""
-    patterns = ("state.*", "chunk.*", "*.tmp")
-    files = [path for pattern in patterns for path in folder.glob(pattern)]
-    return [folder / _PROGRESS, folder / _IDENTITY, *files]
+    found = [path for pattern in ("state.*", "chunk.*") for path in folder.glob(pattern)]
+    found += [path for pattern in _UNFINISHED for path in folder.rglob(pattern)]
+    return [folder / _PROGRESS, folder / _IDENTITY, *found]
 
 
 def _identity_json(identity: Identity) -> dict[str, Any]:

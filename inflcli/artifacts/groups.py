@@ -50,6 +50,23 @@ def create_group(
     return group
 
 
+def create_alike(folder: Path, artifact: Artifact) -> zarr.Group:
+    """Open a group in `folder` for writing with the arrays and attributes of an artifact's."""
+    like = open_group(artifact)
+    names = sorted(path.parent.name for path in artifact.path.glob("*/zarr.json"))
+    specs = {
+        name: ArraySpec(
+            stored.shape,
+            stored.chunks,
+            str(stored.dtype),
+            tuple(str(axis) for axis in stored.metadata.dimension_names),  # type: ignore[union-attr]
+            stored.fill_value,
+        )
+        for name, stored in ((name, array(like, name)) for name in names)
+    }
+    return create_group(folder, specs, dict(like.attrs))
+
+
 def open_group(artifact: Artifact) -> zarr.Group:
     """The group of a complete artifact, read-only."""
     try:

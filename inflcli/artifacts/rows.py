@@ -34,6 +34,12 @@ def create_group(folder: Path) -> zarr.Group:
         return zarr.open_group(folder, mode="a", zarr_format=3)
 
 
+def describe(folder: Path, group: zarr.Group, attributes: dict[str, Any]) -> None:
+    """Write attributes of a group at `folder`."""
+    with write_errors(folder):
+        group.attrs.update(attributes)
+
+
 def open_group(folder: Path) -> zarr.Group:
     """The zarr group of a complete artifact. Raises CorruptArtifact."""
     try:

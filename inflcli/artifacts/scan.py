@@ -5,7 +5,8 @@ asked for, `token_scores` [query, sequence, token], summed over modules.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,17 +86,28 @@ def write_tokens(group: zarr.Group, span: slice, token_scores: NDArray[np.float3
     groups.array(group, "token_scores")[:, span] = token_scores
 
 
+def top_shape(group: zarr.Group) -> tuple[int, ...]:
+    """Q, 2 and K."""
+    return groups.array(group, "top_ids").shape
+
+
 def write_top(group: zarr.Group, ids: NDArray[np.int64], scores: NDArray[np.float32]) -> None:
     """Write the top-k of both signs, [Q, 2, K] each."""
     groups.array(group, "top_ids")[...] = ids
     groups.array(group, "top_scores")[...] = scores
 
 
-def chunk_files(folder: Path, number: int) -> list[Path]:
-    """The files that `write` makes for chunk `number` of the columns."""
+def chunk_files(folder: Path, number: int | str) -> list[Path]:
+    """The files that `write` makes for chunk `number` of the columns; `*` for all of them."""
     names = ["scores/c/0/{}", "layer_scores/c/0/{}/0", "token_scores/c/0/{}/0"]
-    paths = [folder / name.format(number) for name in names]
-    return [path for path in paths if path.exists()]
+    return [path for name in names for path in folder.glob(name.format(number))]
+
+
+def chunks_in(files: Collection[str]) -> set[int]:
+    """The chunks that files, by their relative paths, belong to."""
+    pattern = r"(?:scores|layer_scores|token_scores)/c/0/(\d+)(?:/0)?"
+    found = (re.fullmatch(pattern, name) for name in files)
+    return {int(match[1]) for match in found if match}
 
 
 @dataclass(frozen=True)
@@ -106,9 +118,13 @@ class ScanReader:
     group: zarr.Group
 
     @classmethod
-    def open(cls, path: Path) -> ScanReader:
-        artifact = Artifact.open(path, "scan")
+    def open(cls, path: Path, *, shard: bool = False) -> ScanReader:
+        artifact = Artifact.open(path, "scan", shard=shard)
         return cls(artifact, groups.open_group(artifact))
+
+    def create_alike(self, folder: Path) -> zarr.Group:
+        """A group in `folder` with the same empty arrays, for writing."""
+        return groups.create_alike(folder, self.artifact)
 
     @property
     def query_ids(self) -> list[str]:

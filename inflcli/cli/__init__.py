@@ -11,6 +11,7 @@ from inflcli import __version__
 from inflcli.cli import (
     attribute,
     fit_factors,
+    merge,
     precondition,
     prepare,
     report,
@@ -40,6 +41,7 @@ COMMANDS = (
     scan,
     attribute,
     report,
+    merge,
     status,
 )
 for module in COMMANDS:

@@ -23,6 +23,7 @@ def command(
     top_k: Annotated[
         int, typer.Option("--top-k", min=1, help="Sequences of each sign per query.")
     ] = 20,
+    shard: common.ShardOption = None,
     device: common.Device = "auto",
     dtype: common.Dtype = "auto",
     batch_size: common.BatchSize = "auto",
@@ -38,7 +39,10 @@ def command(
     --scan run/scan --out run/attribution
     """
     common.start(quiet=quiet, verbose=verbose, debug=debug)
-    config = AttributeConfig(top_k=top_k, dtype=common.choice("dtype", dtype, DTYPES))
+    config = AttributeConfig(
+        top_k=top_k, dtype=common.choice("dtype", dtype, DTYPES), shard=common.shard(shard)
+    )
+    out = config.shard.folder(out) if config.shard else out
     runtime = common.runtime(device=device, batch_size=batch_size, overwrite=overwrite)
     from inflcli.stages.attribute import attribute
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from inflcli import console
-from inflcli.config import DTYPES, Runtime
+from inflcli.config import DTYPES, Runtime, Shard
 from inflcli.errors import BadInput
 
 PIPELINE = "Pipeline, in its order"
@@ -52,6 +53,15 @@ MaxMemory = Annotated[
         min=0.0,
         help="GiB to plan with, beside the model; half of what is free if not given. Changes the "
         "route or the number of passes, no result.",
+    ),
+]
+ShardOption = Annotated[
+    str | None,
+    typer.Option(
+        "--shard",
+        help="Do only part I of N, as I/N from 0/N to N-1/N, into OUT.shards; inflcli merge joins "
+        "them. Parts need no connection to each other.",
+        metavar="I/N",
     ),
 ]
 BatchSize = Annotated[
@@ -105,6 +115,16 @@ def choice(option: str, value: str, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
         raise BadInput(f"--{option} {value} is not one of {', '.join(allowed)}")
     return value
+
+
+def shard(text: str | None) -> Shard | None:
+    """Parse --shard. Raises BadInput."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or int(found[1]) >= int(found[2]):
+        raise BadInput(f"--shard {text} is not I/N with I from 0 to N-1")
+    return Shard(int(found[1]), int(found[2]))
 
 
 def checked_seed(seed: int) -> int:

@@ -47,6 +47,7 @@ def command(
         int | None,
         typer.Option("--max-sequences", min=1, help="Fit on a seeded sample of this many."),
     ] = None,
+    shard: common.ShardOption = None,
     device: common.Device = "auto",
     dtype: common.Dtype = "auto",
     precision: common.Precision = "auto",
@@ -74,10 +75,13 @@ def command(
         dtype=common.choice("dtype", dtype, DTYPES),
         precision=common.choice("precision", precision, PRECISIONS),
         seed=common.checked_seed(seed),
+        shard=common.shard(shard),
     )
     runtime = common.runtime(
         device=device, batch_size=batch_size, overwrite=overwrite, max_memory=max_memory
     )
     from inflcli.stages.fit_factors import fit_factors
+    from inflcli.stages.fit_shards import fit_shard
 
-    common.finish(fit_factors(model, corpus, out, config, runtime), as_json)
+    fit = fit_factors if config.shard is None else fit_shard
+    common.finish(fit(model, corpus, out, config, runtime), as_json)

@@ -49,6 +49,7 @@ def command(
         bool,
         typer.Option("--token-scores", help="Also keep the score of every token."),
     ] = False,
+    shard: common.ShardOption = None,
     device: common.Device = "auto",
     dtype: common.Dtype = "auto",
     precision: common.Precision = "auto",
@@ -75,7 +76,9 @@ def command(
         token_scores=token_scores,
         dtype=common.choice("dtype", dtype, DTYPES),
         precision=common.choice("precision", precision, PRECISIONS),
+        shard=common.shard(shard),
     )
+    out = config.shard.folder(out) if config.shard else out
     runtime = common.runtime(
         device=device, batch_size=batch_size, overwrite=overwrite, max_memory=max_memory
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from inflcli.artifacts import attribution as store
 from inflcli.artifacts.corpus import CorpusReader
 from inflcli.artifacts.files import write_errors
 from inflcli.artifacts.folder import Artifact, ArtifactWriter
-from inflcli.artifacts.manifest import Identity
+from inflcli.artifacts.manifest import Identity, Manifest
 from inflcli.artifacts.queries import QueriesReader
 from inflcli.artifacts.scan import ScanReader
 from inflcli.config import AttributeConfig, Runtime
@@ -33,6 +34,7 @@ _TOLERANCE = {"float64": 1e-5, "float32": 1e-3, "fast": 2e-2, "bfloat16": 5e-2, 
 """Largest difference from the scan's score, relative to the sum of absolute token influences."""
 
 
+@common.exclusively
 def attribute(
     model: str,
     queries: Path,
@@ -69,6 +71,7 @@ def attribute(
         Identity(STAGE, config.identity(), inputs),
         overwrite=runtime.overwrite,
         command=runtime.command,
+        salvage=_salvaged,
     )
     if writer is None:
         return common.up_to_date(out, STAGE)
@@ -78,6 +81,15 @@ def attribute(
     counts = artifact.manifest.counts
     summary = f"{counts['pairs']} pairs of query and sequence, {counts['sequences']} sequences"
     return common.result(artifact, fresh=False, summary=summary)
+
+
+def _salvaged(manifest: Manifest, damaged: Collection[str]) -> dict[str, Any]:
+    """The progress of a damaged attribution: the queries whose files are sound."""
+    queries = store.queries_in(manifest.files) - store.queries_in(damaged)
+    return {
+        "done": sorted(queries),
+        "worst": manifest.details["worst_difference_from_scan"],
+    }
 
 
 class Attribute:
@@ -122,20 +134,27 @@ class Attribute:
             for m in self.modules
         }
         passes = Passes.for_model(self.model, self.modules)
-        done, worst = self.writer.progress.get("next", 0), self.writer.progress.get("worst", 0.0)
-        total = len(self.queries.ids)
-        with console.progress("attribute", total, done=done, unit="queries") as meter:
-            for query in range(done, total):
+        mine = range(len(self.queries.ids))
+        if self.config.shard is not None:
+            mine = mine[self.config.shard.part(len(mine))]
+        with write_errors(self.writer.folder):
+            store.write_ranking(group, self.ids, self.expected)
+        done: list[int] = self.writer.progress.get("done", [])
+        worst = self.writer.progress.get("worst", 0.0)
+        with console.progress("attribute", len(mine), done=len(done), unit="queries") as meter:
+            for query in (one for one in mine if one not in done):
                 only = {name: entry.select(query) for name, entry in matrices.items()}
                 scores = self._query(passes, only, query, width)
                 worst = max(worst, self._check(query, scores))
                 with write_errors(self.writer.folder):
-                    store.write(group, query, scores, self.ids[query], self.expected[query])
-                written = [self.writer.folder / "token_scores"]
-                self.writer.commit({"next": query + 1, "worst": worst}, written)
+                    store.write(group, query, scores)
+                done = [*done, query]
+                written = store.query_files(self.writer.folder, query)
+                self.writer.commit({"done": done, "worst": worst}, written)
                 meter.advance(1)
-        pairs = int((self.ids >= 0).sum())
-        counts = {"pairs": pairs, "sequences": len(np.unique(self.ids[self.ids >= 0]))}
+        ids = self.ids[mine]
+        pairs = int((ids >= 0).sum())
+        counts = {"pairs": pairs, "sequences": len(np.unique(ids[ids >= 0]))}
         details = {"worst_difference_from_scan": worst, "dtype": self.config.dtype}
         return self.writer.finish(counts=counts, details=details)
 

@@ -2,23 +2,47 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ParamSpec, Self, TypeVar
 
 import torch
 
+from inflcli import console
+from inflcli.artifacts import lock
 from inflcli.artifacts.corpus import CorpusReader
 from inflcli.artifacts.folder import Artifact
 from inflcli.artifacts.manifest import Input
 from inflcli.errors import BadInput, NumericalFault, StaleArtifact
 from inflcli.model.load import LoadedModel
 from inflcli.model.tracked import TrackedModule
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def exclusively(stage: Callable[P, R]) -> Callable[P, R]:
+    """Let one process at a time run `stage` on its `out`: a second one waits, and says for whom.
+
+    An `out` of None writes nothing.
+    """
+    signature = inspect.signature(stage)
+
+    @functools.wraps(stage)
+    def wrapped(*args: P.args, **options: P.kwargs) -> R:
+        out = signature.bind(*args, **options).arguments["out"]
+        held = nullcontext() if out is None else lock.exclusive(out, console.info)
+        with held:
+            return stage(*args, **options)
+
+    return wrapped
 
 
 def result(artifact: Artifact, *, fresh: bool, summary: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from inflcli import console
 from inflcli.artifacts import factors as store
 from inflcli.artifacts.corpus import CorpusReader
 from inflcli.artifacts.folder import Artifact, ArtifactWriter
-from inflcli.artifacts.manifest import Identity
+from inflcli.artifacts.manifest import Identity, Input
 from inflcli.config import FitFactorsConfig, Runtime
 from inflcli.ekfac import Basis, decompose
 from inflcli.errors import BadInput
@@ -40,6 +40,7 @@ from inflcli.stages.statistics import (
 STAGE = "fit-factors"
 
 
+@common.exclusively
 def fit_factors(
     model: str, corpus: Path, out: Path, config: FitFactorsConfig, runtime: Runtime
 ) -> dict[str, Any]:
@@ -49,12 +50,7 @@ def fit_factors(
     and the covariances' M² + P² MACs a token; `kfac` takes one of the two passes, `identity` none.
     Raises BadInput, StaleArtifact, NumericalFault.
     """
-    reader = CorpusReader.open(corpus)
-    dtype, precision = arithmetic(config.dtype, config.precision, model, runtime.device)
-    config = replace(config, dtype=dtype, precision=precision)
-    weights, tokenizer = identify(model)
-    common.require_same_tokenizer(reader, tokenizer)
-    inputs = {"model": weights, "corpus": reader.artifact.as_input()}
+    reader, config, inputs = open_inputs(model, corpus, config, runtime)
     identity = Identity(STAGE, config.identity(), inputs)
     writer = ArtifactWriter.begin(
         out, identity, overwrite=runtime.overwrite, command=runtime.command
@@ -70,6 +66,21 @@ def fit_factors(
         f"{counts['predicted_tokens']} predicted tokens"
     )
     return common.result(artifact, fresh=False, summary=summary)
+
+
+def open_inputs(
+    model: str, corpus: Path, config: FitFactorsConfig, runtime: Runtime
+) -> tuple[CorpusReader, FitFactorsConfig, dict[str, Input]]:
+    """The corpus, the settings with nothing left to choose, and what the fit reads.
+
+    Raises BadInput, StaleArtifact.
+    """
+    reader = CorpusReader.open(corpus)
+    dtype, precision = arithmetic(config.dtype, config.precision, model, runtime.device)
+    weights, tokenizer = identify(model)
+    common.require_same_tokenizer(reader, tokenizer)
+    inputs = {"model": weights, "corpus": reader.artifact.as_input()}
+    return reader, replace(config, dtype=dtype, precision=precision), inputs
 
 
 class Fit:
@@ -97,6 +108,7 @@ class Fit:
         for module in self.modules:
             console.detail(f"  {module.name} [{module.outputs}, {module.inputs}]")
         self.timings: dict[str, float] = {}
+        self.checkpoints = common.Checkpoints(runtime.checkpoint_seconds)
 
     def run(self) -> Artifact:
         if self.config.curvature == "identity":
@@ -146,29 +158,51 @@ class Fit:
         self, modules: list[TrackedModule], ids: NDArray[np.int64], title: str
     ) -> tuple[int, list[str]]:
         """A pass, then the eigenvectors. Returns the count of predicted tokens."""
-        statistics = CovarianceStatistics(modules, self.config.blocks, self.model)
-        self._pass(title, modules, ids, statistics, stream=0)
+        statistics = self.covariance_pass(modules, ids, title)
         started = time.monotonic()
+        saved = self.writer.progress.get("done") == len(ids)
+        if not saved and self.checkpoints.due():
+            self._save(statistics, len(ids))
+            saved = True
+        found: list[str] = self.writer.progress.get("decomposed", [])
         with (
-            console.progress("eigenvectors", len(modules), unit="modules") as meter,
+            console.progress("eigenvectors", len(modules), done=len(found), unit="modules") as bar,
             common.Behind() as behind,
         ):
             for module in modules:
-                self._decompose(module, statistics, behind)
-                meter.advance(1)
+                if module.name in found:
+                    continue
+                found = [*found, module.name]
+                # Without the sums on disk, there is nothing that a resumed run could go on from.
+                behind.do(
+                    partial(
+                        self._write_eigen,
+                        *self._decompose(module, statistics),
+                        found if saved else None,
+                    )
+                )
+                bar.advance(1)
         self._spent("eigenvectors", started)
         return statistics.tokens, ["inputs", "modules"]
 
     def _decompose(
-        self, module: TrackedModule, statistics: CovarianceStatistics, behind: common.Behind
-    ) -> None:
-        """Each result is written while the next matrix is decomposed."""
-        folder, name = self.writer.folder, module.name
+        self, module: TrackedModule, statistics: CovarianceStatistics
+    ) -> tuple[str, store.Eigen | None, store.Eigen]:
+        """A's for the first of those that share an input, and S's."""
+        name, shared = module.name, None
         if name == module.shares_input_with:
-            eigen = self._eigen(statistics.inputs.pop(name).mean())
-            behind.do(partial(store.write_input, folder, name, eigen))
-        eigen = self._eigen(statistics.outputs.pop(name).mean())
-        behind.do(partial(store.write_output, folder, name, eigen))
+            shared = self._eigen(statistics.inputs.pop(name).mean())
+        return name, shared, self._eigen(statistics.outputs.pop(name).mean())
+
+    def _write_eigen(
+        self, name: str, shared: store.Eigen | None, own: store.Eigen, found: list[str] | None
+    ) -> None:
+        """Runs while the next matrix is decomposed; `found` are the modules to record as done."""
+        if shared is not None:
+            store.write_input(self.writer.folder, name, shared)
+        store.write_output(self.writer.folder, name, own)
+        if found is not None:
+            self.writer.commit({**self.writer.progress, "decomposed": found})
 
     def _eigen(self, covariance: list[Tensor]) -> store.Eigen:
         values, basis = decompose(covariance, fast=self.config.precision == "fast")
@@ -178,16 +212,30 @@ class Fit:
         self, modules: list[TrackedModule], ids: NDArray[np.int64], title: str
     ) -> list[str]:
         """A pass with fresh pseudo-labels."""
-        element = self.model.statistics_dtype
-        if self.config.precision == "fast":
-            element = torch.bfloat16
-        bases = read_bases(self.writer.folder, modules, self.model.device, element)
-        statistics = CorrectedStatistics(modules, bases, self.model)
-        self._pass(title, modules, ids, statistics, stream=1)
+        statistics = self.corrected_pass(modules, ids, title, self.writer.folder)
         for module in modules:
             mean = statistics.sums[module.name].mean()
             store.write_corrected(self.writer.folder, module.name, mean)
         return ["corrected"]
+
+    def covariance_pass(
+        self, modules: list[TrackedModule], ids: NDArray[np.int64], title: str
+    ) -> CovarianceStatistics:
+        statistics = CovarianceStatistics(modules, self.config.blocks, self.model)
+        self._pass(title, modules, ids, statistics, stream=0)
+        return statistics
+
+    def corrected_pass(
+        self, modules: list[TrackedModule], ids: NDArray[np.int64], title: str, folder: Path
+    ) -> CorrectedStatistics:
+        """In the eigenbases that lie in `folder`."""
+        element = self.model.statistics_dtype
+        if self.config.precision == "fast":
+            element = torch.bfloat16
+        bases = read_bases(folder, modules, self.model.device, element)
+        statistics = CorrectedStatistics(modules, bases, self.model)
+        self._pass(title, modules, ids, statistics, stream=1)
+        return statistics
 
     def _pass(
         self,
@@ -201,15 +249,14 @@ class Fit:
         """Add every sequence to `statistics`, from where an earlier run left off."""
         passes = Passes.for_model(self.model, modules, self.config.precision)
         lengths, size, done = self.corpus.lengths, self.runtime.batch_size, 0
-        before = dict(self.writer.progress)
+        before = self.writer.progress
         if "state" in before:
             done = before["done"]
             statistics.restore(self.writer.load_state(), before["sums"])
         # Batches of any size follow one order, so a resumed run may cut them otherwise.
-        order = np.concatenate(plan_batches(ids, lengths[ids], size))
+        order = np.concatenate([ids[:0], *plan_batches(ids, lengths[ids], size)])
         plans = plan_batches(order[done:], lengths[order[done:]], size)
         labels = draw_labels(self.config, stream)
-        checkpoints = common.Checkpoints(self.runtime.checkpoint_seconds)
         started = time.monotonic()
         batches = read_batches(plans, self.corpus.take, lengths, self.model.device)
         with console.progress(title, len(ids), done=done) as meter:
@@ -218,13 +265,17 @@ class Fit:
                 passes.run(batch, labels, statistics.consume)
                 done += len(batch.ids)
                 meter.advance(len(batch.ids))
-                if checkpoints.due() and done < len(ids):
-                    statistics.check()
-                    progress = {**before, "done": done, "sums": statistics.counts()}
-                    with checkpoints.saving():
-                        self.writer.save_state(statistics.state(), progress)
+                if self.checkpoints.due() and done < len(ids):
+                    self._save(statistics, done)
         statistics.check()
         self._spent(title.split()[0], started)
+
+    def _save(self, statistics: Statistics, done: int) -> None:
+        """Record the sums over the first `done` sequences of the pass's order."""
+        statistics.check()
+        progress = {**self.writer.progress, "done": done, "sums": statistics.counts()}
+        with self.checkpoints.saving():
+            self.writer.save_state(statistics.state(), progress)
 
     def _spent(self, what: str, started: float) -> None:
         seconds = self.timings.get(what, 0.0) + time.monotonic() - started

@@ -44,6 +44,7 @@ _WARNINGS = 3
 _NEEDS = {"ekfac": ("ekfac",), "kfac": ("ekfac", "kfac"), "identity": ("ekfac", "kfac", "identity")}
 
 
+@common.exclusively
 def precondition(
     model: str,
     factors: Path,

@@ -28,7 +28,7 @@ from inflcli.corpus.readers import ReadOptions, read_source
 from inflcli.corpus.sources import TextSource, discover, of_text
 from inflcli.errors import BadInput, InflcliError
 from inflcli.model.resolve import load_tokenizer, resolve_folder
-from inflcli.stages.common import result
+from inflcli.stages.common import exclusively, result
 
 COMMIT_SEQUENCES = 1024
 BATCH_CHARS = 1 << 18
@@ -53,6 +53,7 @@ class _Item:
     """Bytes of all sources on disk that are read so far."""
 
 
+@exclusively
 def prepare(
     inputs: list[str], tokenizer: str, out: Path, config: PrepareConfig, runtime: Runtime
 ) -> dict[str, Any]:

@@ -41,6 +41,7 @@ class Reported:
     """None when the artifact was up to date and no terminal table was asked for."""
 
 
+@common.exclusively
 def report(
     folder: Path,
     out: Path | None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -21,7 +21,7 @@ from inflcli.artifacts.candidates import CandidateReader
 from inflcli.artifacts.corpus import CorpusReader
 from inflcli.artifacts.files import write_errors
 from inflcli.artifacts.folder import Artifact, ArtifactWriter
-from inflcli.artifacts.manifest import Identity
+from inflcli.artifacts.manifest import Identity, Manifest
 from inflcli.artifacts.queries import QueriesReader
 from inflcli.config import Runtime, ScanConfig
 from inflcli.errors import BadInput
@@ -45,6 +45,7 @@ from inflcli.stages.scoring import (
 STAGE = "scan"
 
 
+@common.exclusively
 def scan(
     model: str,
     queries: Path,
@@ -83,6 +84,7 @@ def scan(
         Identity(STAGE, config.identity(), inputs),
         overwrite=runtime.overwrite,
         command=runtime.command,
+        salvage=_salvaged,
     )
     if writer is None:
         return common.up_to_date(out, STAGE)
@@ -91,6 +93,12 @@ def scan(
     artifact = Scan(writer, loaded, reader, wanted, config, runtime, ids).run()
     summary = f"{len(ids)} sequences scored against {len(wanted.ids)} queries"
     return common.result(artifact, fresh=False, summary=summary)
+
+
+def _salvaged(manifest: Manifest, damaged: Collection[str]) -> dict[str, Any]:
+    """The progress of a damaged scan: the chunks whose files are sound."""
+    chunks = store.chunks_in(manifest.files) - store.chunks_in(damaged)
+    return {"chunks": sorted(chunks), "routes": manifest.details["routes"]}
 
 
 def _scanned(
@@ -139,13 +147,19 @@ class Scan:
             min(self.config.top_k, self.corpus.n_sequences),
             int(self.corpus.lengths.max()) if self.config.token_scores else None,
         )
-        chunks = [chunk for chunk in _chunks(self.ids) if chunk[0] not in self.done]
+        mine, shard = _chunks(self.ids), self.config.shard
+        if shard is not None:
+            mine = mine[shard.part(len(mine))]
+        chunks = [chunk for chunk in mine if chunk[0] not in self.done]
         started = time.monotonic()
         if chunks:
-            self._score(chunks)
+            self._score(chunks, sum(len(ids) for number, ids in mine if number in self.done))
         seconds = round(time.monotonic() - started, 3)
-        self._top(self.group)
-        counts = {"sequences": len(self.ids), "queries": len(self.queries.ids)}
+        if shard is None:
+            with write_errors(self.writer.folder):
+                write_top(self.group)
+        scanned = sum(len(ids) for _, ids in mine)
+        counts = {"sequences": scanned, "queries": len(self.queries.ids)}
         details = {
             "routes": self.routes,
             "groups": self.names,
@@ -155,17 +169,20 @@ class Scan:
         }
         return self.writer.finish(counts=counts, details=details, timings={"scan": seconds})
 
-    def _score(self, chunks: Sequence[tuple[int, NDArray[np.int64]]]) -> None:
-        """Score chunk after chunk; each is written while the next is computed."""
+    def _score(self, chunks: Sequence[tuple[int, NDArray[np.int64]]], done: int) -> None:
+        """Score chunk after chunk; each is written while the next is computed.
+
+        `done` are the sequences of earlier runs.
+        """
         scorer = self._scorer()
         passes = Passes.for_model(self.model, self.modules, self.config.precision)
         lengths, size = self.corpus.lengths, self.runtime.batch_size
         plans = [plan_batches(ids, lengths[ids], size) for _, ids in chunks]
         every = [plan for plan_of_chunk in plans for plan in plan_of_chunk]
         batches = read_batches(every, self.corpus.take, lengths, self.model.device)
-        before = len(self.ids) - sum(len(ids) for _, ids in chunks)
+        total = sum(len(ids) for _, ids in chunks)
         with (
-            console.progress("scan", len(self.ids), done=before) as meter,
+            console.progress("scan", total + done, done=done) as meter,
             common.Behind() as behind,
         ):
             for (number, ids), plan in zip(chunks, plans, strict=True):
@@ -239,19 +256,16 @@ class Scan:
             token_scores=self.config.token_scores,
         )
 
-    def _top(self, group: zarr.Group) -> None:
-        """The top-k of both signs, in one reading of the finished scores."""
-        k = min(self.config.top_k, self.corpus.n_sequences)
-        tops = [RunningTop.empty(len(self.queries.ids), k) for _ in range(2)]
-        for first, scores in store.read_chunks(group):
-            tops[0].update(first, scores)
-            tops[1].update(first, -scores)
-        with write_errors(self.writer.folder):
-            store.write_top(
-                group,
-                np.stack([top.ids for top in tops], axis=1),
-                np.stack([tops[0].scores, -tops[1].scores], axis=1),
-            )
+
+def write_top(group: zarr.Group) -> None:
+    """The top-k of both signs, in one reading of the finished scores."""
+    queries, _, k = store.top_shape(group)
+    tops = [RunningTop.empty(queries, k) for _ in range(2)]
+    for first, scores in store.read_chunks(group):
+        tops[0].update(first, scores)
+        tops[1].update(first, -scores)
+    ids = np.stack([top.ids for top in tops], axis=1)
+    store.write_top(group, ids, np.stack([tops[0].scores, -tops[1].scores], axis=1))
 
 
 def _chunks(ids: NDArray[np.int64]) -> Sequence[tuple[int, NDArray[np.int64]]]:

@@ -6,8 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from inflcli.artifacts.files import file_digest
-from inflcli.artifacts.folder import SUFFIX, check_files, read_partial
+from inflcli.artifacts.folder import SUFFIX, check_files, damaged_files, read_partial
 from inflcli.artifacts.manifest import FILE_NAME, Identity, Manifest, read_manifest
 from inflcli.errors import CorruptArtifact, MissingArtifact
 from inflcli.stages.freshness import changes
@@ -49,7 +48,7 @@ class ArtifactStatus:
 
 
 def status(run: Path, *, verify: bool = False) -> dict[str, Any]:
-    """Describe the artifacts directly below `run`, in the pipeline's order.
+    """Describe the artifacts directly below `run`, and their shards, in the pipeline's order.
 
     `verify` compares the content of every file with its SHA-256, which reads all of it; without it
     sizes are compared. Returns `run` and `artifacts` (ArtifactStatus as dictionaries). Raises
@@ -58,11 +57,15 @@ def status(run: Path, *, verify: bool = False) -> dict[str, Any]:
     if not run.is_dir():
         raise MissingArtifact(f"no run at {run}", "name the folder that holds the artifacts")
     folders = [folder for folder in sorted(run.iterdir()) if _is_artifact(folder)]
+    for parts in sorted(run.glob("*.shards")):
+        folders += [folder for folder in sorted(parts.rglob("*")) if _is_artifact(folder)]
     if not folders and _is_artifact(run):
         folders = [run]
     if not folders:
         raise MissingArtifact(f"{run} holds no artifact", "begin with inflcli prepare")
     found = [_describe(folder, verify) for folder in folders]
+    for one, folder in zip(found, folders, strict=True):
+        one.name = folder.relative_to(run).as_posix() if folder != run else folder.name
     _spread_staleness(found)
     found.sort(key=lambda one: (ORDER.index(one.stage) if one.stage in ORDER else 99, one.name))
     return {"run": str(run), "artifacts": [asdict(one) for one in found]}
@@ -92,9 +95,10 @@ def _describe(folder: Path, verify: bool) -> ArtifactStatus:
         command=manifest.command,
     )
     try:
-        check_files(folder, manifest)
         if verify:
             _check_content(folder, manifest)
+        else:
+            check_files(folder, manifest)
     except CorruptArtifact as error:
         found.state, found.reasons = CORRUPT, [error.message]
         return found
@@ -121,9 +125,10 @@ def _describe_partial(folder: Path, size: int) -> ArtifactStatus:
 
 
 def _check_content(folder: Path, manifest: Manifest) -> None:
-    for name, entry in manifest.files.items():
-        if file_digest(folder / name) != entry["sha256"]:
-            raise CorruptArtifact(f"{folder / name} is not what was written")
+    bad = damaged_files(folder, manifest)
+    if bad:
+        more = f", and {len(bad) - 3} more" if len(bad) > 3 else ""
+        raise CorruptArtifact(f"{', '.join(bad[:3])}{more}: missing, or not what was written")
 
 
 def _check_inputs(

@@ -24,12 +24,13 @@ from inflcli.corpus.queries import query_tokens, read_queries
 from inflcli.errors import BadInput, OutOfResources, StaleArtifact
 from inflcli.model.resolve import load_tokenizer, resolve_folder
 from inflcli.retrieval import tfidf
-from inflcli.stages.common import Checkpoints, result, up_to_date
+from inflcli.stages.common import Checkpoints, exclusively, result, up_to_date
 
 BLOCK = 1024
 PASSES = ("count", "score")
 
 
+@exclusively
 def tfidf_filter(
     corpus: Path,
     queries: Path,

@@ -1,0 +1,233 @@
+"""`fit-factors --shard`: running sums over a part of the sequences, and their merging.
+
+`OUT.shards/covariance/I-of-N` hold the sums of the first pass, `OUT.shards/bases` the eigenvectors
+of all of them together, and `OUT.shards/corrected/I-of-N` the sums of the second pass.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inflcli import console
+from inflcli.artifacts import factors as store
+from inflcli.artifacts import files
+from inflcli.artifacts.folder import Artifact, ArtifactWriter
+from inflcli.artifacts.manifest import Identity
+from inflcli.config import FitFactorsConfig, Runtime
+from inflcli.ekfac import CorrectedSum, CovarianceSum, decompose
+from inflcli.ekfac.covariance import block_sizes
+from inflcli.errors import BadInput
+from inflcli.model.load import load_model
+from inflcli.model.tracked import TrackedModule
+from inflcli.stages import common
+from inflcli.stages.fit_factors import STAGE, Fit, chosen_sequences, open_inputs
+from inflcli.stages.shards import Shards, find_shards, whole_identity
+from inflcli.stages.statistics import Statistics
+
+COVARIANCE, BASES, CORRECTED = "covariance", "bases", "corrected"
+
+
+def fit_shard(
+    model: str, corpus: Path, whole: Path, config: FitFactorsConfig, runtime: Runtime
+) -> dict[str, Any]:
+    """Add up one shard's covariances; or, once all shards' are merged, its corrected eigenvalues.
+
+    `whole` is the artifact that the shards are of. Cost: one of the two passes, over the shard's
+    sequences. Raises BadInput, StaleArtifact, NumericalFault.
+    """
+    if config.shard is None or config.curvature == "identity":
+        raise BadInput("the identity needs no fit, and has no shards", "leave --shard out")
+    folder = whole.with_name(f"{whole.name}.shards")
+    phase = CORRECTED if (folder / BASES).is_dir() and config.curvature == "ekfac" else COVARIANCE
+    out = config.shard.folder(whole).name
+    return _fit_shard(model, corpus, folder / phase / out, config, runtime)
+
+
+@common.exclusively
+def _fit_shard(
+    model: str, corpus: Path, out: Path, config: FitFactorsConfig, runtime: Runtime
+) -> dict[str, Any]:
+    reader, config, inputs = open_inputs(model, corpus, config, runtime)
+    phase, bases = out.parent.name, None
+    if phase == CORRECTED:
+        bases = Artifact.open(out.parent.parent / BASES, STAGE, shard=True)
+        inputs[BASES] = bases.as_input()
+    identity = Identity(STAGE, {**config.identity(), "phase": phase}, inputs)
+    writer = ArtifactWriter.begin(
+        out, identity, overwrite=runtime.overwrite, command=runtime.command
+    )
+    if writer is None:
+        return common.result(Artifact.open(out, STAGE, shard=True), fresh=True, summary="")
+    loaded = load_model(model, device=runtime.device, dtype=config.dtype)
+    common.require_context(reader, loaded)
+    artifact = FitShard(writer, loaded, reader, config, runtime).run_phase(phase, bases)
+    summary = f"{phase} of {artifact.manifest.counts['sequences']} sequences; merge all shards next"
+    return common.result(artifact, fresh=False, summary=summary)
+
+
+class FitShard(Fit):
+    """One shard's pass. Progress as in `Fit`: the parts of the modules, and the sequences."""
+
+    def run_phase(self, phase: str, bases: Artifact | None) -> Artifact:
+        assert self.config.shard is not None
+        ids = chosen_sequences(self.corpus, self.config)
+        ids = ids[self.config.shard.part(len(ids))]
+        if "parts" not in self.writer.progress:
+            parts = [part for part in self._parts() if part[0] == phase]
+            self.writer.commit({"parts": parts, "step": 0, "sums": {}})
+        parts, counted = self.writer.progress["parts"], self.writer.progress["sums"]
+        for step, (_, names) in enumerate(parts):
+            if step < self.writer.progress["step"]:
+                continue
+            modules = [module for module in self.modules if module.name in names]
+            statistics: Statistics
+            if bases is None:
+                statistics = self.covariance_pass(modules, ids, phase)
+            else:
+                statistics = self.corrected_pass(modules, ids, phase, bases.path)
+            path = self.writer.folder / f"sums.{step}.safetensors"
+            files.write_tensors(path, statistics.state(), {})
+            counted = {**counted, f"{step}": statistics.counts()}
+            progress = {"parts": parts, "step": step + 1, "sums": counted}
+            self.writer.drop_state(progress)
+        return self.writer.finish(
+            counts={"sequences": len(ids), "modules": len(self.modules)},
+            details={**self.details, "sums": list(counted.values())},
+            timings=self.timings,
+        )
+
+
+def merge_fit(folder: Path, out: Path, runtime: Runtime) -> dict[str, Any]:
+    """Merge the covariances of all shards to eigenvectors, or their second pass to the factors.
+
+    Sums are added in float64, in the shards' order. Raises what `find_shards` does.
+    """
+    bases = _bases(folder, runtime)
+    if not (folder / CORRECTED).is_dir() and bases.manifest.config["curvature"] == "ekfac":
+        summary = "eigenvectors made; run the same shards again, then merge again"
+        return common.result(bases, fresh=False, summary=summary)
+    identity = _without_phase(bases.manifest.identity)
+    writer = ArtifactWriter.begin(
+        out, identity, overwrite=runtime.overwrite, command=runtime.command
+    )
+    if writer is None:
+        return common.up_to_date(out, STAGE)
+    with files.write_errors(writer.folder):
+        for name in ("inputs", "modules"):
+            shutil.copytree(bases.path / name, writer.folder / name, dirs_exist_ok=True)
+    timings = dict(bases.manifest.timings)
+    if bases.manifest.config["curvature"] == "ekfac":
+        shards = find_shards(folder / CORRECTED)
+        for one in shards.artifacts:
+            one.require_input(BASES, bases.as_input(), "run the shards again with --overwrite")
+        for module in common.tracked_from(bases.manifest.details["modules"]):
+            mean = _corrected(shards, module)
+            store.write_corrected(writer.folder, module.name, mean)
+    details = {key: value for key, value in bases.manifest.details.items() if key != "sums"}
+    artifact = writer.finish(counts=bases.manifest.counts, details=details, timings=timings)
+    return common.result(artifact, fresh=False, summary="factors of all shards")
+
+
+def _bases(folder: Path, runtime: Runtime) -> Artifact:
+    """Q_A and Q_S of all shards' sums together; made if they are not there."""
+    shards = find_shards(folder / COVARIANCE)
+    whole = _without_phase(shards.whole)
+    identity = replace(whole, config={**whole.config, "shard": BASES})
+    writer = ArtifactWriter.begin(
+        folder / BASES, identity, overwrite=runtime.overwrite, command=runtime.command
+    )
+    if writer is None:
+        return Artifact.open(folder / BASES, STAGE, shard=True)
+    modules = common.tracked_from(shards.details["modules"])
+    fast, sums = shards.details["precision"] == "fast", _Sums(shards)
+    with (
+        console.progress("eigenvectors", len(modules), unit="modules") as meter,
+        common.Behind() as behind,
+    ):
+        for module in modules:
+            for side, write in (("A", store.write_input), ("S", store.write_output)):
+                if side == "A" and module.name != module.shares_input_with:
+                    continue
+                sizes = block_sizes(
+                    module.inputs if side == "A" else module.outputs, whole.config["blocks"]
+                )
+                total = _covariance(sums, side, module, len(sizes))
+                values, basis = decompose(total.mean(), fast=fast)
+                stored = sums.stored(f"{side}:{module.name}:0")
+                eigen = store.Eigen(values, basis.to(stored).blocks)
+                behind.do(partial(write, writer.folder, module.name, eigen))
+            meter.advance(1)
+    tokens = sum(one.manifest.details["sums"][0]["tokens"] for one in shards.artifacts)
+    counts = {"sequences": shards.total("sequences"), "predicted_tokens": tokens}
+    return writer.finish(
+        counts={**counts, "modules": len(modules)},
+        details={key: value for key, value in shards.details.items() if key != "sums"},
+    )
+
+
+def _without_phase(identity: Identity) -> Identity:
+    """That of the factors which these are a part of."""
+    whole = whole_identity(identity)
+    config = {key: value for key, value in whole.config.items() if key != "phase"}
+    inputs = {name: item for name, item in whole.inputs.items() if name != BASES}
+    return replace(whole, config=config, inputs=inputs)
+
+
+class _Sums:
+    """The shards' running sums, each tensor read when it is asked for."""
+
+    def __init__(self, shards: Shards) -> None:
+        self.shards = shards
+
+    def tensors(self, name: str) -> Iterator[Tensor]:
+        """A sum of every shard, in order."""
+        for one in self.shards.artifacts:
+            parts = sorted(one.path.glob("sums.*.safetensors"), key=_part)
+            yield files.read_tensor(parts, name)
+
+    def counts(self, *keys: str) -> int:
+        """A count, over all shards; `keys` lead to it."""
+        total = 0
+        for one in self.shards.artifacts:
+            for part in one.manifest.details["sums"]:
+                found: Any = part
+                for key in keys:
+                    found = found.get(key, {}) if isinstance(found, dict) else found
+                total += found if isinstance(found, int) else 0
+        return total
+
+    def total(self, name: str) -> Tensor:
+        """The shards' sums added up in float64."""
+        tensors = self.tensors(name)
+        total = next(tensors).double()
+        for other in tensors:
+            total += other
+        return total
+
+    def stored(self, name: str) -> torch.dtype:
+        """The type of a sum on disk."""
+        return next(self.tensors(name)).dtype
+
+
+def _part(path: Path) -> int:
+    return int(path.name.split(".")[1])
+
+
+def _covariance(sums: _Sums, side: str, module: TrackedModule, blocks: int) -> CovarianceSum:
+    name = f"{side}:{module.name}"
+    found = [sums.total(f"{name}:{number}") for number in range(blocks)]
+    return CovarianceSum(found, sums.counts("rows", name))
+
+
+def _corrected(shards: Shards, module: TrackedModule) -> Tensor:
+    sums = _Sums(shards)
+    mean = CorrectedSum(sums.total(module.name), sums.counts(module.name)).mean()
+    return mean.to(sums.stored(module.name))
