@@ -11,23 +11,15 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import killing
 import pytest
 from commands import call, contents
+from killing import OUTS as STAGES
 from pipeline import Pipeline
 
 from inflcli.artifacts import files
 from inflcli.artifacts import scan as scan_store
 from inflcli.artifacts.folder import ArtifactWriter
-
-STAGES = {
-    "prepare": "corpus",
-    "fit": "factors",
-    "precondition": "queries",
-    "tfidf_filter": "candidates",
-    "scan": "scan",
-    "attribute": "attribution",
-    "report": "report",
-}
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +33,7 @@ def whole(tiny_model, tiny_text, tiny_queries, tmp_path_factory) -> Iterator[Pip
 
 
 def run_stage(pipeline: Pipeline, stage: str, text: Path, queries: Path) -> None:
-    if stage == "prepare":
-        pipeline.prepare(text)
-    elif stage in ("precondition", "tfidf_filter"):
-        getattr(pipeline, stage)(queries)
-    else:
-        getattr(pipeline, stage)()
+    killing.run_stage(pipeline, stage, STAGES[stage], text, queries)
 
 
 def flip(path: Path, other: Path) -> None:

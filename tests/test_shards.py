@@ -137,6 +137,17 @@ def test_what_is_missing_is_named(whole):
     refuse(call("merge", whole.run / "nothing"), 3, "no shards")
 
 
+def test_a_complete_shard_is_left_alone(whole):
+    where = ("--model", whole.model, "--queries", whole.run / "queries", "--corpus",
+             whole.run / "corpus", "--out", whole.run / "again", "--dtype", "float64")  # fmt: skip
+    answers = [json.loads(call("scan", *where, "--shard", "0/2", "--json").stdout) for _ in "12"]
+    assert [answer["fresh"] for answer in answers] == [False, True]
+    fit = ("--model", whole.model, "--corpus", whole.run / "corpus", "--out", whole.run / "fitted")
+    answers = [json.loads(call("fit-factors", *fit, "--shard", "1/2", "--json").stdout)
+               for _ in "12"]  # fmt: skip
+    assert [answer["fresh"] for answer in answers] == [False, True]
+
+
 def test_divisions_do_not_mix(whole):
     out = shards_of(whole, "scan", "mixed", 2)
     shutil.copytree(whole.run / "mixed.shards/0-of-2", whole.run / "mixed.shards/0-of-3")

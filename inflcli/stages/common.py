@@ -58,7 +58,7 @@ def result(artifact: Artifact, *, fresh: bool, summary: str) -> dict[str, Any]:
 
 
 def up_to_date(path: Path, stage: str) -> dict[str, Any]:
-    return result(Artifact.open(path, stage), fresh=True, summary="up to date")
+    return result(Artifact.open(path, stage, shard=True), fresh=True, summary="up to date")
 
 
 def require_same_tokenizer(corpus: CorpusReader, tokenizer: Input) -> None:

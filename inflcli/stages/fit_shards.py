@@ -65,7 +65,7 @@ def _fit_shard(
         out, identity, overwrite=runtime.overwrite, command=runtime.command
     )
     if writer is None:
-        return common.result(Artifact.open(out, STAGE, shard=True), fresh=True, summary="")
+        return common.up_to_date(out, STAGE)
     loaded = load_model(model, device=runtime.device, dtype=config.dtype)
     common.require_context(reader, loaded)
     artifact = FitShard(writer, loaded, reader, config, runtime).run_phase(phase, bases)

@@ -91,7 +91,8 @@ def scan(
     loaded = load_model(model, device=runtime.device, dtype=config.dtype)
     common.require_context(reader, loaded)
     artifact = Scan(writer, loaded, reader, wanted, config, runtime, ids).run()
-    summary = f"{len(ids)} sequences scored against {len(wanted.ids)} queries"
+    scored = artifact.manifest.counts["sequences"]
+    summary = f"{scored} sequences scored against {len(wanted.ids)} queries"
     return common.result(artifact, fresh=False, summary=summary)
 
 
