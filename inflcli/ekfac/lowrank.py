@@ -50,9 +50,9 @@ def truncate(v: Tensor, rank: int) -> LowRank:
     is asked for: a short side D of up to 128, in float64 of up to 1,024, or one that the search
     would span whole. Otherwise a randomised block Krylov search with oversampling, whose energies
     are a little low and whose start depends on nothing but the shape. bfloat16 is multiplied as
-    such, decomposed in float32, and factored into float32. Raises torch.linalg.LinAlgError for
-    what is not finite. Cost a matrix: exact D P M + about 9 D³, else about
-    (3.2 rank + 96) P M MACs.
+    such, decomposed in float32, and factored into float32; all else is decomposed in float64.
+    Raises torch.linalg.LinAlgError for what is not finite. Cost a matrix: exact D P M + about
+    9 D³, else about (3.2 rank + 96) P M MACs.
     """
     rank = min(rank, *v.shape[-2:])
     wide = v if v.shape[-2] <= v.shape[-1] else v.mT
@@ -81,7 +81,9 @@ def _randomised(wide: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     # A generator of its own: the answer does not depend on what ran before, nor on the device.
     width, draw = _width(rank), torch.Generator().manual_seed(0)
     start = torch.randn(wide.shape[-1], width, generator=draw).to(wide)
-    found, work = wide @ start, torch.promote_types(wide.dtype, torch.float32)
+    # bfloat16 leaves nothing that float64 would keep.
+    work = torch.float32 if wide.dtype == torch.bfloat16 else torch.float64
+    found = wide @ start
     basis = found[..., :0].double()
     rows: list[Tensor] = []
     for _ in range(1 + _ITERATIONS):
@@ -96,7 +98,9 @@ def _randomised(wide: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     turn = vectors[..., -rank:].flip(-1)
     energies = values[..., -rank:].flip(-1).clamp(min=0.0).double()
     right = (back.mT @ turn).mul_(scale)
-    return basis.to(work) @ turn, right, energies * scale.double().square().squeeze(-1)
+    kind = torch.promote_types(wide.dtype, torch.float32)
+    left = basis.to(work) @ turn
+    return left.to(kind), right.to(kind), energies * scale.double().square().squeeze(-1)
 
 
 def _unit(matrix: Tensor) -> tuple[Tensor, Tensor]:
