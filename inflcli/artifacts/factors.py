@@ -15,6 +15,8 @@ from torch import Tensor
 from inflcli.artifacts import files
 from inflcli.artifacts.folder import Artifact
 
+_SIDES = {"A": "inputs", "S": "modules"}
+
 
 @dataclass(frozen=True)
 class Eigen:
@@ -33,14 +35,12 @@ class Eigen:
         return cls(tensors["values"], tuple(tensors[f"vectors.{i}"] for i in range(count)))
 
 
-def write_input(folder: Path, name: str, eigen: Eigen) -> None:
-    """Write what the modules that share the input of module `name` have in common."""
-    _write(folder / "inputs" / f"{name}.safetensors", eigen.tensors())
+def write_eigen(folder: Path, side: str, name: str, eigen: Eigen) -> None:
+    """Write λ_A and Q_A of the modules that share the input of module `name`, or its λ_S and Q_S.
 
-
-def write_output(folder: Path, name: str, eigen: Eigen) -> None:
-    """Write λ_S and Q_S of a module."""
-    _write(folder / "modules" / f"{name}.safetensors", eigen.tensors())
+    `side` is A or S.
+    """
+    _write(folder / _SIDES[side] / f"{name}.safetensors", eigen.tensors())
 
 
 def write_corrected(folder: Path, name: str, corrected: Tensor) -> None:

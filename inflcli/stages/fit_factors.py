@@ -5,14 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from inflcli import console
 from inflcli.artifacts import factors as store
@@ -20,7 +18,7 @@ from inflcli.artifacts.corpus import CorpusReader
 from inflcli.artifacts.folder import Artifact, ArtifactWriter
 from inflcli.artifacts.manifest import Identity, Input
 from inflcli.config import FitFactorsConfig, Runtime
-from inflcli.ekfac import Basis, decompose
+from inflcli.ekfac import Basis
 from inflcli.errors import BadInput
 from inflcli.model.batches import plan_batches, read_batches
 from inflcli.model.labels import Labels, SampledLabels, TrueLabels
@@ -29,6 +27,7 @@ from inflcli.model.memory import budget
 from inflcli.model.passes import Passes
 from inflcli.model.tracked import TrackedModule, find_tracked, share_tracked
 from inflcli.stages import common
+from inflcli.stages.eigenvectors import Matrix, covariances, write_eigenvectors
 from inflcli.stages.statistics import (
     CorrectedStatistics,
     CovarianceStatistics,
@@ -165,48 +164,23 @@ class Fit:
             self._save(statistics, len(ids))
             saved = True
         found: list[str] = self.writer.progress.get("decomposed", [])
-        with (
-            console.progress("eigenvectors", len(modules), done=len(found), unit="modules") as bar,
-            common.Behind() as behind,
-        ):
-            for module in modules:
-                if module.name in found:
-                    continue
-                found = [*found, module.name]
-                # Without the sums on disk, there is nothing that a resumed run could go on from.
-                behind.do(
-                    partial(
-                        self._write_eigen,
-                        *self._decompose(module, statistics),
-                        found if saved else None,
-                    )
-                )
-                bar.advance(1)
+
+        def done(group: list[Matrix]) -> None:
+            found.extend(matrix.key for matrix in group)
+            # Without the sums on disk, there is nothing that a resumed run could go on from.
+            if saved:
+                self.writer.commit({**self.writer.progress, "decomposed": found})
+
+        write_eigenvectors(
+            self.writer.folder,
+            [matrix for matrix in covariances(modules) if matrix.key not in found],
+            lambda matrix: statistics.take(matrix.side, matrix.name).mean(),
+            fast=self.config.precision == "fast",
+            stored=self.model.statistics_dtype,
+            done=done,
+        )
         self._spent("eigenvectors", started)
         return statistics.tokens, ["inputs", "modules"]
-
-    def _decompose(
-        self, module: TrackedModule, statistics: CovarianceStatistics
-    ) -> tuple[str, store.Eigen | None, store.Eigen]:
-        """A's for the first of those that share an input, and S's."""
-        name, shared = module.name, None
-        if name == module.shares_input_with:
-            shared = self._eigen(statistics.inputs.pop(name).mean())
-        return name, shared, self._eigen(statistics.outputs.pop(name).mean())
-
-    def _write_eigen(
-        self, name: str, shared: store.Eigen | None, own: store.Eigen, found: list[str] | None
-    ) -> None:
-        """Runs while the next matrix is decomposed; `found` are the modules to record as done."""
-        if shared is not None:
-            store.write_input(self.writer.folder, name, shared)
-        store.write_output(self.writer.folder, name, own)
-        if found is not None:
-            self.writer.commit({**self.writer.progress, "decomposed": found})
-
-    def _eigen(self, covariance: list[Tensor]) -> store.Eigen:
-        values, basis = decompose(covariance, fast=self.config.precision == "fast")
-        return store.Eigen(values, basis.to(self.model.statistics_dtype).blocks)
 
     def _corrected(
         self, modules: list[TrackedModule], ids: NDArray[np.int64], title: str

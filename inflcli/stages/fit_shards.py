@@ -9,25 +9,24 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from inflcli import console
 from inflcli.artifacts import factors as store
 from inflcli.artifacts import files
 from inflcli.artifacts.folder import Artifact, ArtifactWriter
 from inflcli.artifacts.manifest import Identity
 from inflcli.config import FitFactorsConfig, Runtime
-from inflcli.ekfac import CorrectedSum, CovarianceSum, decompose
+from inflcli.ekfac import CorrectedSum, CovarianceSum
 from inflcli.ekfac.covariance import block_sizes
 from inflcli.errors import BadInput
 from inflcli.model.load import load_model
 from inflcli.model.tracked import TrackedModule
 from inflcli.stages import common
+from inflcli.stages.eigenvectors import Matrix, covariances, write_eigenvectors
 from inflcli.stages.fit_factors import STAGE, Fit, chosen_sequences, open_inputs
 from inflcli.stages.shards import Shards, find_shards, whole_identity
 from inflcli.stages.statistics import Statistics
@@ -147,24 +146,15 @@ def _bases(folder: Path, runtime: Runtime) -> Artifact:
     if writer is None:
         return Artifact.open(folder / BASES, STAGE, shard=True)
     modules = common.tracked_from(shards.details["modules"])
-    fast, sums = shards.details["precision"] == "fast", _Sums(shards)
-    with (
-        console.progress("eigenvectors", len(modules), unit="modules") as meter,
-        common.Behind() as behind,
-    ):
-        for module in modules:
-            for side, write in (("A", store.write_input), ("S", store.write_output)):
-                if side == "A" and module.name != module.shares_input_with:
-                    continue
-                sizes = block_sizes(
-                    module.inputs if side == "A" else module.outputs, whole.config["blocks"]
-                )
-                total = _covariance(sums, side, module, len(sizes))
-                values, basis = decompose(total.mean(), fast=fast)
-                stored = sums.stored(f"{side}:{module.name}:0")
-                eigen = store.Eigen(values, basis.to(stored).blocks)
-                behind.do(partial(write, writer.folder, module.name, eigen))
-            meter.advance(1)
+    sums, wanted = _Sums(shards), covariances(modules)
+    write_eigenvectors(
+        writer.folder,
+        wanted,
+        lambda matrix: _covariance(sums, matrix, whole.config["blocks"]).mean(),
+        fast=shards.details["precision"] == "fast",
+        stored=sums.stored(f"{wanted[0].key}:0"),
+        done=lambda group: None,
+    )
     tokens = sum(one.manifest.details["sums"][0]["tokens"] for one in shards.artifacts)
     counts = {"sequences": shards.total("sequences"), "predicted_tokens": tokens}
     return writer.finish(
@@ -221,10 +211,10 @@ def _part(path: Path) -> int:
     return int(path.name.split(".")[1])
 
 
-def _covariance(sums: _Sums, side: str, module: TrackedModule, blocks: int) -> CovarianceSum:
-    name = f"{side}:{module.name}"
-    found = [sums.total(f"{name}:{number}") for number in range(blocks)]
-    return CovarianceSum(found, sums.counts("rows", name))
+def _covariance(sums: _Sums, matrix: Matrix, blocks: int) -> CovarianceSum:
+    parts = range(len(block_sizes(matrix.size, blocks)))
+    found = [sums.total(f"{matrix.key}:{number}") for number in parts]
+    return CovarianceSum(found, sums.counts("rows", matrix.key))
 
 
 def _corrected(shards: Shards, module: TrackedModule) -> Tensor:
