@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from inflcli.artifacts import attribution, candidates, fingerprint, queries, scan
 from inflcli.artifacts.corpus import CorpusReader
-from inflcli.artifacts.folder import Artifact, ArtifactWriter
+from inflcli.artifacts.folder import Artifact
 from inflcli.artifacts.manifest import Identity, Input
+from inflcli.artifacts.writer import ArtifactWriter
 from inflcli.config import PreconditionConfig, PrepareConfig, Runtime, ScanConfig
 from inflcli.corpus.queries import encode_query, read_queries
 from inflcli.model.resolve import load_tokenizer

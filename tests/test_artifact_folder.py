@@ -12,8 +12,9 @@ import pytest
 from corpus_fixtures import DOCUMENTS, data_of, environment, inflcli_here, make_corpus, write_jsonl
 
 from inflcli.artifacts import files
-from inflcli.artifacts.folder import Artifact, ArtifactWriter, partial_path
+from inflcli.artifacts.folder import Artifact, partial_path
 from inflcli.artifacts.manifest import Identity, Input
+from inflcli.artifacts.writer import ArtifactWriter
 from inflcli.errors import BadInput, CorruptArtifact, MissingArtifact, StaleArtifact
 
 

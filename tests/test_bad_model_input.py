@@ -371,7 +371,7 @@ def test_the_old_artifact_stays_until_the_new_one_is_complete(chain, monkeypatch
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("inflcli.artifacts.folder.describe_files", fail)
+        patch.setattr("inflcli.artifacts.writer.describe_files", fail)
         result = getattr(chain, stage)(option, value, "--overwrite")
     refuse(result, 130, "interrupted", "resumes")
     after = contents(chain.folder)

@@ -19,7 +19,7 @@ from pipeline import Pipeline
 
 from inflcli.artifacts import files
 from inflcli.artifacts import scan as scan_store
-from inflcli.artifacts.folder import ArtifactWriter
+from inflcli.artifacts.writer import ArtifactWriter
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from pipeline import Pipeline
 
-from inflcli.artifacts.folder import ArtifactWriter
+from inflcli.artifacts.writer import ArtifactWriter
 from inflcli.model.tracked import TrackedModule
 from inflcli.stages.fit_factors import partition
 

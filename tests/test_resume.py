@@ -27,10 +27,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from inflcli.artifacts import attribution as attribution_store
-from inflcli.artifacts import files, folder
+from inflcli.artifacts import files, writer
 from inflcli.artifacts import scan as scan_store
 from inflcli.artifacts.attribution import AttributionReader
-from inflcli.artifacts.folder import ArtifactWriter, partial_path
+from inflcli.artifacts.folder import partial_path
+from inflcli.artifacts.writer import ArtifactWriter
 
 STAGES = ("fit", "precondition", "scan", "attribute")
 OUTS = {"fit": "factors", "precondition": "queries", "scan": "scan", "attribute": "attribution"}
@@ -155,9 +156,9 @@ def test_interrupted_while_publishing(whole, tiny_queries, monkeypatch, stage):
     Before the manifest is there the run goes on; with it, all that is left is the renaming."""
     out = f"{stage}-publishing"
     points = [
-        (folder, "describe_files"),
+        (writer, "describe_files"),
         (ArtifactWriter, "_publish"),
-        (folder, "_leftovers"),
+        (writer, "_leftovers"),
         (Path, "rename"),
     ]
     for owner, name in points:
@@ -205,7 +206,7 @@ from dataclasses import replace
 from pathlib import Path
 from inflcli.artifacts import scan
 from inflcli.artifacts.attribution import AttributionReader
-from inflcli.artifacts.folder import ArtifactWriter
+from inflcli.artifacts.writer import ArtifactWriter
 from pipeline import CPU, Pipeline
 
 scan.CHUNK = 7

@@ -1,18 +1,13 @@
-"""Artifact folders: opening a complete one, and writing one so that nothing is lost.
+"""Artifact folders for reading: opening a complete one, checking it, or an unfinished one.
 
-A folder is written as `NAME.partial`, made durable, given its manifest, then renamed to `NAME`.
-So a folder without the suffix is complete, and one with it can be resumed: `progress.json` in it
-names what is done, and is replaced in one step after the data that it speaks of is durable.
+A folder without the suffix is complete, and one with it can be resumed: see `writer`.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
-import time
-from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,12 +17,10 @@ from inflcli.errors import BadInput, CorruptArtifact, MissingArtifact, StaleArti
 
 SUFFIX = ".partial"
 """Ends the name of a folder that is not complete."""
-Salvage = Callable[[Manifest, Collection[str]], dict[str, Any]]
-"""The progress that a damaged artifact still is; the damaged files go by their relative paths."""
-_PROGRESS = "progress.json"
-_IDENTITY = "identity.json"
-_UNFINISHED = ("*.tmp", "*.partial")
-"""Files on their way to their names."""
+PROGRESS = "progress.json"
+"""What is done of an unfinished artifact."""
+IDENTITY = "identity.json"
+"""What an unfinished artifact is made of and with."""
 
 
 def partial_path(path: Path) -> Path:
@@ -115,222 +108,6 @@ def _remake(manifest: Manifest) -> str:
     return f"make it again: inflcli {manifest.stage} ... --overwrite"
 
 
-@dataclass
-class ArtifactWriter:
-    """A folder in the making. Use `begin`, then `commit` after each piece, then `finish`."""
-
-    path: Path
-    identity: Identity
-    progress: dict[str, Any]
-    """What earlier runs of the same command completed; {} at first."""
-    command: tuple[str, ...] = ()
-    _started: float = field(default_factory=time.monotonic)
-
-    @property
-    def folder(self) -> Path:
-        """Where the files go until the artifact is complete."""
-        return partial_path(self.path)
-
-    @classmethod
-    def begin(
-        cls,
-        path: Path,
-        identity: Identity,
-        *,
-        overwrite: bool,
-        command: tuple[str, ...] = (),
-        salvage: Salvage | None = None,
-    ) -> Self | None:
-        """Start or resume; None when `path` already holds this very artifact.
-
-        With `overwrite` the content of what is there is compared with its digests, too, and where
-        some files are damaged `salvage` says what progress the others are.
-
-        Without `overwrite`, raises StaleArtifact when `path` holds something made with other
-        settings or inputs, and CorruptArtifact when it is damaged; with it, the old artifact is
-        replaced once the new one is complete. Raises BadInput when `path` is no artifact at all.
-        """
-        if path.exists() and not (path / FILE_NAME).is_file():
-            raise BadInput(f"{path} exists and is not an artifact", "choose another --out")
-        if path.exists() and _is_current(path, identity, overwrite):
-            return None
-        writer = cls(path, identity, {}, command)
-        with files.write_errors(path):
-            if writer._is_whole():
-                writer._publish()
-                return None
-            if overwrite and salvage is not None:
-                writer._salvage(salvage)
-            writer._resume_or_create(overwrite)
-        return writer
-
-    def _is_whole(self) -> bool:
-        """Whether an earlier run wrote everything and was stopped before it published it."""
-        if not (self.folder / FILE_NAME).is_file():
-            return False
-        try:
-            manifest = read_manifest(self.folder)
-            check_files(self.folder, manifest)
-        except CorruptArtifact:
-            return False
-        return manifest.fingerprint == self.identity.digest()
-
-    def _salvage(self, salvage: Salvage) -> None:
-        """Turn a damaged artifact of this identity into an unfinished one, without what is bad."""
-        if not (self.path / FILE_NAME).is_file():
-            return
-        try:
-            manifest = read_manifest(self.path)
-        except CorruptArtifact:
-            return
-        if manifest.fingerprint != self.identity.digest() or self.folder.exists():
-            return
-        bad = damaged_files(self.path, manifest)
-        progress = salvage(manifest, bad)
-        # In this order: stopped anywhere, nothing takes what is left for whole.
-        for name in bad:
-            (self.path / name).unlink(missing_ok=True)
-        files.write_json(self.path / _PROGRESS, progress)
-        files.write_json(self.path / _IDENTITY, _identity_json(self.identity))
-        self.path.rename(self.folder)
-        (self.folder / FILE_NAME).unlink()
-
-    def abandon(self) -> None:
-        """Remove the folder if no progress is in it, as when its input proves unusable."""
-        if not self.progress:
-            shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _resume_or_create(self, overwrite: bool) -> None:
-        if self.folder.is_dir():
-            if (self.folder / _IDENTITY).is_file():
-                before = _read_identity(self.folder / _IDENTITY)
-                if before.digest() == self.identity.digest():
-                    if (self.folder / _PROGRESS).is_file():
-                        self.progress = files.read_json(self.folder / _PROGRESS)
-                    # What a killed run was just writing, ours and zarr's, would stay for ever.
-                    for pattern in _UNFINISHED:
-                        for path in self.folder.rglob(pattern):
-                            path.unlink()
-                    return
-                # A run that got nowhere has nothing to lose.
-                if not overwrite and (self.folder / _PROGRESS).is_file():
-                    changes = "; ".join(self.identity.differences(before))
-                    raise StaleArtifact(
-                        f"{self.folder} holds an unfinished run with other settings: {changes}",
-                        "finish it with its own settings, or discard it with --overwrite",
-                    )
-            shutil.rmtree(self.folder)
-        self.folder.mkdir(parents=True)
-        files.write_json(self.folder / _IDENTITY, _identity_json(self.identity))
-
-    def commit(self, progress: dict[str, Any], written: list[Path] | None = None) -> None:
-        """Record `progress`, after making the files and folders in `written` durable."""
-        with files.write_errors(self.folder):
-            for path in written or []:
-                files.sync_tree(path) if path.is_dir() else files.sync(path)
-        files.write_json(self.folder / _PROGRESS, progress)
-        self.progress = progress
-
-    def save_state(self, tensors: Mapping[str, Any], progress: dict[str, Any]) -> None:
-        """Record running sums together with the progress that they include.
-
-        The sums go to a new file; `progress.json`, replaced in one step, names it. A crash in
-        between leaves the older pair in force, so no piece of work is counted twice or lost.
-        """
-        before = self.progress.get("state")
-        generation = self.progress.get("generation", 0) + 1
-        name = f"state.{generation}.safetensors"
-        files.write_tensors(self.folder / name, tensors, {})
-        self.commit({**progress, "state": name, "generation": generation})
-        if before:
-            (self.folder / before).unlink(missing_ok=True)
-
-    def load_state(self) -> dict[str, Any]:
-        """The running sums of the last `save_state`; {} when there are none."""
-        name = self.progress.get("state")
-        return files.read_tensors(self.folder / name) if name else {}
-
-    def drop_state(self, progress: dict[str, Any], written: list[Path] | None = None) -> None:
-        """Record `progress`, as `commit` does, and delete the running sums that it replaces."""
-        before = self.progress.get("state")
-        generation = self.progress.get("generation", 0)
-        self.commit({**progress, "generation": generation}, written)
-        if before:
-            (self.folder / before).unlink(missing_ok=True)
-
-    def finish(
-        self,
-        *,
-        counts: dict[str, Any] | None = None,
-        details: dict[str, Any] | None = None,
-        timings: dict[str, float] | None = None,
-    ) -> Artifact:
-        """Make everything durable, write the manifest, publish under the final name."""
-        with files.write_errors(self.path):
-            # What a resumed run needs goes only after the manifest stands: until then, an
-            # interruption (the digests of a large artifact take a while) must lose nothing.
-            manifest = Manifest(
-                self.identity,
-                describe_files(self.folder, leave_out=_leftovers(self.folder)),
-                counts or {},
-                details or {},
-                {**(timings or {}), "seconds": round(time.monotonic() - self._started, 3)},
-                list(self.command),
-            )
-            files.sync_tree(self.folder)
-            files.write_bytes(self.folder / FILE_NAME, manifest.to_json().encode())
-            self._publish()
-        return Artifact(self.path, manifest)
-
-    def _publish(self) -> None:
-        """Rename into place; an old artifact of that name goes only once the new one is whole."""
-        for leftover in _leftovers(self.folder):
-            leftover.unlink(missing_ok=True)
-        old = self.path.with_name(self.path.name + ".old")
-        if self.path.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            self.path.rename(old)
-        self.folder.rename(self.path)
-        files.sync(self.path.parent)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def describe_files(folder: Path, leave_out: Collection[Path] = ()) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of every file below `folder`, by relative path."""
-    found = sorted(path for path in folder.rglob("*") if path.is_file())
-    paths = [path for path in found if path.name != FILE_NAME and path not in leave_out]
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        digests = list(pool.map(files.file_digest, paths))
-    return {
-        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": digest}
-        for path, digest in zip(paths, digests, strict=True)
-    }
-
-
-def _is_current(path: Path, identity: Identity, overwrite: bool) -> bool:
-    """Whether `path` holds a sound artifact with this identity; if not, whether it may go."""
-    try:
-        manifest = read_manifest(path)
-        check_files(path, manifest)
-    except CorruptArtifact:
-        if overwrite:
-            return False
-        raise
-    if overwrite and damaged_files(path, manifest):
-        return False
-    if manifest.fingerprint == identity.digest():
-        return True
-    if manifest.stage != identity.stage:
-        raise BadInput(f"{path} was written by inflcli {manifest.stage}", "choose another --out")
-    if overwrite:
-        return False
-    changes = "; ".join(identity.differences(manifest.identity))
-    raise StaleArtifact(
-        f"{path} was made with other settings or inputs: {changes}",
-        "replace it with --overwrite, or choose another --out",
-    )
-
-
 def read_partial(folder: Path) -> tuple[Identity | None, dict[str, Any]]:
     """Identity and progress of an unfinished artifact, as far as it has them.
 
@@ -338,30 +115,14 @@ def read_partial(folder: Path) -> tuple[Identity | None, dict[str, Any]]:
     """
     if (folder / FILE_NAME).is_file():  # whole, but for its name
         return read_manifest(folder).identity, {}
-    identity, progress = folder / _IDENTITY, folder / _PROGRESS
+    identity, progress = folder / IDENTITY, folder / PROGRESS
     return (
-        _read_identity(identity) if identity.is_file() else None,
+        read_identity(identity) if identity.is_file() else None,
         files.read_json(progress) if progress.is_file() else {},
     )
 
 
-def _leftovers(folder: Path) -> list[Path]:
-    """What only an unfinished artifact has at the top of its folder."""
-    found = [path for pattern in ("state.*", "chunk.*") for path in folder.glob(pattern)]
-    found += [path for pattern in _UNFINISHED for path in folder.rglob(pattern)]
-    return [folder / _PROGRESS, folder / _IDENTITY, *found]
-
-
-def _identity_json(identity: Identity) -> dict[str, Any]:
-    inputs = {name: [item.fingerprint, item.path] for name, item in identity.inputs.items()}
-    return {
-        "stage": identity.stage,
-        "config": identity.config,
-        "inputs": inputs,
-    }
-
-
-def _read_identity(path: Path) -> Identity:
+def read_identity(path: Path) -> Identity:
     raw = files.read_json(path)
     inputs = {name: Input(*item) for name, item in raw["inputs"].items()}
     return Identity(raw["stage"], raw["config"], inputs)

@@ -15,10 +15,11 @@ from inflcli import console
 from inflcli.artifacts import attribution as store
 from inflcli.artifacts.corpus import CorpusReader
 from inflcli.artifacts.files import write_errors
-from inflcli.artifacts.folder import Artifact, ArtifactWriter
+from inflcli.artifacts.folder import Artifact
 from inflcli.artifacts.manifest import Identity, Manifest
 from inflcli.artifacts.queries import QueriesReader
 from inflcli.artifacts.scan import ScanReader
+from inflcli.artifacts.writer import ArtifactWriter
 from inflcli.config import AttributeConfig, Runtime
 from inflcli.errors import NumericalFault
 from inflcli.model.batches import plan_batches, read_batches

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from inflcli import console
 from inflcli.artifacts import factors as store
 from inflcli.artifacts.corpus import CorpusReader
-from inflcli.artifacts.folder import Artifact, ArtifactWriter
+from inflcli.artifacts.folder import Artifact
 from inflcli.artifacts.manifest import Identity, Input
+from inflcli.artifacts.writer import ArtifactWriter
 from inflcli.config import FitFactorsConfig, Runtime
 from inflcli.ekfac import Basis
 from inflcli.errors import BadInput

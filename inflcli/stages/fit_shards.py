@@ -17,8 +17,9 @@ from torch import Tensor
 
 from inflcli.artifacts import factors as store
 from inflcli.artifacts import files
-from inflcli.artifacts.folder import Artifact, ArtifactWriter
+from inflcli.artifacts.folder import Artifact
 from inflcli.artifacts.manifest import Identity
+from inflcli.artifacts.writer import ArtifactWriter
 from inflcli.config import FitFactorsConfig, Runtime
 from inflcli.ekfac import CorrectedSum, CovarianceSum
 from inflcli.ekfac.covariance import block_sizes

@@ -10,7 +10,8 @@ import numpy as np
 
 from inflcli.artifacts import attribution, files
 from inflcli.artifacts import scan as scans
-from inflcli.artifacts.folder import Artifact, ArtifactWriter
+from inflcli.artifacts.folder import Artifact
+from inflcli.artifacts.writer import ArtifactWriter
 from inflcli.config import Runtime
 from inflcli.errors import StaleArtifact
 from inflcli.stages import common

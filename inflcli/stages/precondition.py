@@ -17,8 +17,9 @@ from inflcli.artifacts import fingerprint
 from inflcli.artifacts import queries as store
 from inflcli.artifacts.factors import FactorsReader
 from inflcli.artifacts.files import write_tensors
-from inflcli.artifacts.folder import Artifact, ArtifactWriter
+from inflcli.artifacts.folder import Artifact
 from inflcli.artifacts.manifest import Identity
+from inflcli.artifacts.writer import ArtifactWriter
 from inflcli.config import PreconditionConfig, Runtime
 from inflcli.corpus.queries import EncodedQuery, encode_query, read_queries
 from inflcli.ekfac import DampedInverse

@@ -18,8 +18,9 @@ import torch
 from inflcli import console
 from inflcli.artifacts import fingerprint
 from inflcli.artifacts.corpus import STAGE, CorpusLayout, CorpusWriter
-from inflcli.artifacts.folder import Artifact, ArtifactWriter
+from inflcli.artifacts.folder import Artifact
 from inflcli.artifacts.manifest import Identity
+from inflcli.artifacts.writer import ArtifactWriter
 from inflcli.config import PrepareConfig, Runtime
 from inflcli.corpus.assemble import Assembler, Packed, PerDocument
 from inflcli.corpus.documents import BadRecord, Document

@@ -9,8 +9,9 @@ from typing import Any
 
 from inflcli import __version__, console
 from inflcli.artifacts import files
-from inflcli.artifacts.folder import Artifact, ArtifactWriter
+from inflcli.artifacts.folder import Artifact
 from inflcli.artifacts.manifest import Identity
+from inflcli.artifacts.writer import ArtifactWriter
 from inflcli.config import ReportConfig, Runtime
 from inflcli.errors import InflcliError
 from inflcli.report import html, jsonl, markdown

@@ -20,9 +20,10 @@ from inflcli.artifacts import scan as store
 from inflcli.artifacts.candidates import CandidateReader
 from inflcli.artifacts.corpus import CorpusReader
 from inflcli.artifacts.files import write_errors
-from inflcli.artifacts.folder import Artifact, ArtifactWriter
+from inflcli.artifacts.folder import Artifact
 from inflcli.artifacts.manifest import Identity, Manifest
 from inflcli.artifacts.queries import QueriesReader
+from inflcli.artifacts.writer import ArtifactWriter
 from inflcli.config import Runtime, ScanConfig
 from inflcli.errors import BadInput
 from inflcli.influence.cost import BALANCE, Work

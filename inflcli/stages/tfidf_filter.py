@@ -16,8 +16,9 @@ import torch
 from inflcli import console
 from inflcli.artifacts import candidates, fingerprint
 from inflcli.artifacts.corpus import CorpusReader
-from inflcli.artifacts.folder import Artifact, ArtifactWriter
+from inflcli.artifacts.folder import Artifact
 from inflcli.artifacts.manifest import Identity
+from inflcli.artifacts.writer import ArtifactWriter
 from inflcli.config import SCORERS, Runtime, TfidfConfig
 from inflcli.corpus import bm25
 from inflcli.corpus.queries import query_tokens, read_queries
