@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 from inflcli.artifacts import files
 from inflcli.artifacts.folder import Artifact
 
-_SIDES = {"A": "inputs", "S": "modules"}
+_SIDES = {"A": "inputs", "S": "modules", "corrected": "corrected"}
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,12 @@ def write_corrected(folder: Path, name: str, corrected: Tensor) -> None:
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
     path.parent.mkdir(exist_ok=True)
     files.write_tensors(path, tensors, {})
+
+
+def modules_in(files: Collection[str], side: str) -> set[str]:
+    """The modules whose A, S or corrected are among files, by their relative paths."""
+    parts = [name.partition("/") for name in files]
+    return {name.removesuffix(".safetensors") for where, _, name in parts if where == _SIDES[side]}
 
 
 def read_input(folder: Path, name: str) -> Eigen:

@@ -43,6 +43,15 @@ def covariances(modules: Sequence[TrackedModule]) -> list[Matrix]:
     return found
 
 
+def share_out(costs: Sequence[int], ranks: int) -> list[int]:
+    """The rank that does each piece of work: the dearest first, to whoever has least to do."""
+    loads, owners = [0] * ranks, [0] * len(costs)
+    for number in sorted(range(len(costs)), key=lambda one: -costs[one]):
+        owners[number] = loads.index(min(loads))
+        loads[owners[number]] += costs[number]
+    return owners
+
+
 def write_eigenvectors(
     folder: Path,
     wanted: Sequence[Matrix],

@@ -24,11 +24,12 @@ from inflcli.config import FitFactorsConfig, Runtime
 from inflcli.ekfac import CorrectedSum, CovarianceSum
 from inflcli.ekfac.covariance import block_sizes
 from inflcli.errors import BadInput
-from inflcli.model.load import load_model
 from inflcli.model.tracked import TrackedModule
 from inflcli.stages import common
 from inflcli.stages.eigenvectors import Matrix, covariances, write_eigenvectors
-from inflcli.stages.fit_factors import STAGE, Fit, chosen_sequences, open_inputs
+from inflcli.stages.fit import Fit
+from inflcli.stages.fit_factors import STAGE, open_inputs
+from inflcli.stages.fit_plan import chosen_sequences
 from inflcli.stages.shards import Shards, find_shards, whole_identity
 from inflcli.stages.statistics import Statistics
 
@@ -51,7 +52,7 @@ def fit_shard(
     return _fit_shard(model, corpus, folder / phase / out, config, runtime)
 
 
-@common.exclusively
+@common.exclusively_by_ranks
 def _fit_shard(
     model: str, corpus: Path, out: Path, config: FitFactorsConfig, runtime: Runtime
 ) -> dict[str, Any]:
@@ -61,14 +62,12 @@ def _fit_shard(
         bases = Artifact.open(out.parent.parent / BASES, STAGE, shard=True)
         inputs[BASES] = bases.as_input()
     identity = Identity(STAGE, {**config.identity(), "phase": phase}, inputs)
-    writer = ArtifactWriter.begin(
-        out, identity, overwrite=runtime.overwrite, command=runtime.command
-    )
-    if writer is None:
+    begun = common.begin(out, identity, runtime)
+    if begun is None:
         return common.up_to_date(out, STAGE)
-    loaded = load_model(model, device=runtime.device, dtype=config.dtype)
+    loaded = common.load(model, config.dtype, runtime)
     common.require_context(reader, loaded)
-    artifact = FitShard(writer, loaded, reader, config, runtime).run_phase(phase, bases)
+    artifact = FitShard(begun, loaded, reader, config, runtime).run_phase(phase, bases)
     summary = f"{phase} of {artifact.manifest.counts['sequences']} sequences; merge all shards next"
     return common.result(artifact, fresh=False, summary=summary)
 
@@ -80,27 +79,23 @@ class FitShard(Fit):
         assert self.config.shard is not None
         ids = chosen_sequences(self.corpus, self.config)
         ids = ids[self.config.shard.part(len(ids))]
-        if "parts" not in self.writer.progress:
-            parts = [part for part in self._parts() if part[0] == phase]
-            self.writer.commit({"parts": parts, "step": 0, "sums": {}})
-        parts, counted = self.writer.progress["parts"], self.writer.progress["sums"]
-        for step, (_, names) in enumerate(parts):
-            if step < self.writer.progress["step"]:
-                continue
+        sums: list[dict[str, Any]] = self.before.get("sums", [])
+        for number, (_, names) in self.steps(lambda: [p for p in self._parts() if p[0] == phase]):
             modules = [module for module in self.modules if module.name in names]
             statistics: Statistics
             if bases is None:
-                statistics = self.covariance_pass(modules, ids, phase)
+                statistics = self.covariance_pass(modules, ids, f"{phase} {number}")
             else:
-                statistics = self.corrected_pass(modules, ids, phase, bases.path)
-            path = self.writer.folder / f"sums.{step}.safetensors"
-            files.write_tensors(path, statistics.state(), {})
-            counted = {**counted, f"{step}": statistics.counts()}
-            progress = {"parts": parts, "step": step + 1, "sums": counted}
-            self.writer.drop_state(progress)
-        return self.writer.finish(
+                statistics = self.corrected_pass(modules, ids, f"{phase} {number}", bases.path)
+            self.add_up(statistics, {})
+            path = self.folder / f"sums.{len(sums)}.safetensors"
+            if self.ranks.rank == 0:
+                files.write_tensors(path, statistics.state(), {})
+            sums = [*sums, statistics.counts()]
+            self.end_step({"sums": sums}, [])
+        return self.begun.finish(
             counts={"sequences": len(ids), "modules": len(self.modules)},
-            details={**self.details, "sums": list(counted.values())},
+            details={**self.details, "sums": sums},
             timings=self.timings,
         )
 

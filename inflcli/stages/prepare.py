@@ -121,7 +121,7 @@ class _Run:
     ) -> None:
         self.writer, self.sources, self.config, self.runtime = writer, sources, config, runtime
         before = writer.progress
-        state = {name: one.numpy() for name, one in writer.load_state().items()}
+        state = {name: one.numpy() for name, one in writer.ledger.load_state()[0].items()}
         self.corpus = CorpusWriter(
             writer.folder, layout, state=state, counts=before.get("rows"), chunk_rows=1024
         )
@@ -195,7 +195,7 @@ class _Run:
         }
         self.corpus.make_durable()
         tails = {name: torch.from_numpy(_plain(one)) for name, one in self.corpus.state().items()}
-        self.writer.save_state(tails, progress)
+        self.writer.ledger.save_state(tails, {}, progress)
         self._committed, self._committed_at = self.corpus.n_sequences, time.monotonic()
 
     def finish(self, inputs: list[str]) -> Artifact:
