@@ -51,7 +51,10 @@ class Worker:
             text=True,
             env=environment,
         )
-        self.versions = self._read()["versions"]
+
+    def versions(self) -> Any:
+        """What it runs on; waits until its model is loaded, and is the first thing to ask."""
+        return self._read()["versions"]
 
     def ask(self, **job: Any) -> dict[str, Any]:
         assert self.process.stdin
@@ -86,7 +89,6 @@ def jobs(name: str, shape: Shape) -> Jobs:
     ]
     plain.append(("plain activations, few", "plain", {"do": "plain", "kind": "activations", **few}))
     fit = [("fit", worker, {"do": "fit", **every}) for worker in WORKERS if worker != "plain"]
-    fit.insert(1, ("fit exact", "inflcli", {"do": "fit", "precision": "exact", **every}))
     as_usual = {"do": "fit", "multinomial": True, **every}
     fit.append(("fit with its examples' sampling", "kronfluence", as_usual))
     if name == "llama-2048x1":  # the width at which the fit is what matters
@@ -151,7 +153,7 @@ def left_out(name: str, label: str, worker: str) -> bool:
     return False
 
 
-_ONCE = ("fit exact", *(f"precondition {queries} queries" for queries in (1, 128, 1024)))
+_ONCE = tuple(f"precondition {queries} queries" for queries in (1, 128, 1024))
 """Done in the first round alone: what only serves another job."""
 
 
@@ -171,6 +173,8 @@ def measure(name: str, shape: Shape, options: argparse.Namespace) -> dict[str, A
         for worker, python in pythons.items()
         if worker in used
     }
+    # They load side by side.
+    versions = {worker: entry.versions() for worker, entry in workers.items()}
     found: dict[str, list[dict[str, Any]]] = {}
     for turn in range(options.rounds):
         for label, worker, job in wanted:
@@ -189,7 +193,7 @@ def measure(name: str, shape: Shape, options: argparse.Namespace) -> dict[str, A
     return {
         "shape": name,
         "machine": machine(options.device),
-        "versions": {worker: entry.versions for worker, entry in workers.items()},
+        "versions": versions,
         "command": " ".join(["python", "benchmarks/bench.py", *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%d"),
         "sequences": shape.sequences,
