@@ -122,3 +122,12 @@ class _Processes(Ranks):
 def connect(on_gpu: bool) -> Ranks:
     """The group that this process belongs to; waits until all of it are there."""
     return _Processes(on_gpu) if size() > 1 else Ranks()
+
+
+def disconnect() -> None:
+    """Leave the group, once all is done."""
+    if size() > 1:
+        import torch.distributed as dist
+
+        if dist.is_initialized():
+            dist.destroy_process_group()

@@ -183,6 +183,7 @@ def finish(result: dict[str, Any], as_json: bool) -> None:
 
     `result` holds `artifact` (a path), `fresh` (True when there was nothing to do) and `summary`.
     """
+    distributed.disconnect()
     if distributed.rank():
         return
     if as_json:
