@@ -32,6 +32,8 @@ def load_spread(folder: Path, config: Any, dtype: torch.dtype) -> nn.Module:
 
 def first_device(network: nn.Module) -> torch.device:
     """Where a spread model takes its tokens."""
+    if not hasattr(network, "hf_device_map"):  # one device was enough
+        return next(network.parameters()).device
     first = next(iter(network.hf_device_map.values()))  # type: ignore[operator]
     return torch.device("cpu" if first == "disk" else first)
 

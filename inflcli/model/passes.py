@@ -65,6 +65,9 @@ class Passes:
             with products(self.precision, device):
                 consume(module, a.to(device), g.to(device))
 
+        if self.model.lockstep and len(labels) > 1:
+            # A sharded layer's weights are gone after its backward: a graph serves once.
+            return [self.run(batch, [kind], consume) for kind in labels][-1]
         capture = Capture(self.model.network, self.modules, at_precision, batch.tokens.shape)
         with torch.enable_grad(), capture:
             top = self._forward(batch.tokens)
