@@ -13,6 +13,7 @@ import threading
 import time
 from pathlib import Path
 
+import clocks
 import pytest
 
 from inflcli.artifacts import lock
@@ -29,6 +30,10 @@ COUNT = """
 import sys
 from pathlib import Path
 from inflcli.artifacts.lock import exclusive
+if len(sys.argv) > 3:
+    sys.path.insert(0, sys.argv[3])
+    import clocks
+    clocks.jump(0)
 for _ in range(50):
     with exclusive(Path(sys.argv[1]), lambda message: None):
         number = int(Path(sys.argv[2]).read_text())
@@ -45,7 +50,10 @@ def holder(artifact: Path) -> subprocess.Popen[str]:
     return process
 
 
-def test_the_second_waits_and_says_for_whom(tmp_path):
+@pytest.mark.parametrize("jumps", [False, True], ids=["right clock", "jumping clock"])
+def test_the_second_waits_and_says_for_whom(tmp_path, monkeypatch, jumps):
+    if jumps:
+        clocks.jump(0, monkeypatch.setattr)
     owner, said, entered = holder(tmp_path / "scan"), [], threading.Event()
 
     def second() -> None:
@@ -76,11 +84,13 @@ def test_a_dead_owner_is_not_waited_for(tmp_path):
     assert not (tmp_path / ".scan.owner").exists()
 
 
-def test_none_is_let_in_beside_another(tmp_path):
+@pytest.mark.parametrize("clock", [[], [Path(__file__).parent]], ids=["right", "jumping"])
+def test_none_is_let_in_beside_another(tmp_path, clock):
     """Four processes add 50 each to a number in a file, reading and writing it in turn."""
     counter = tmp_path / "counter"
     counter.write_text("0")
     command = [sys.executable, "-c", COUNT, str(tmp_path / "scan"), str(counter)]
+    command += map(str, clock)
     processes = [subprocess.Popen(command) for _ in range(4)]
     assert [process.wait() for process in processes] == [0] * 4
     assert counter.read_text() == "200"

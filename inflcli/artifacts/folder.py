@@ -90,21 +90,25 @@ def damaged_files(path: Path, manifest: Manifest) -> list[str]:
         return [name for name, bad in zip(names, pool.map(is_damaged, names), strict=True) if bad]
 
 
+def damage(path: Path, manifest: Manifest) -> str | None:
+    """Which files are not what was written, in words. Reads all of them."""
+    bad = damaged_files(path, manifest)
+    more = f", and {len(bad) - 3} more" if len(bad) > 3 else ""
+    return f"{', '.join(bad[:3])}{more}: missing, or not what was written" if bad else None
+
+
 def check_files(path: Path, manifest: Manifest) -> None:
     """Compare the size of every file with the manifest; CorruptArtifact names the first wrong."""
+    mend = f"mend it: {manifest.again()}"
     for name, entry in manifest.files.items():
         file = path / name
         if not file.is_file():
-            raise CorruptArtifact(f"{file} is missing", _remake(manifest))
+            raise CorruptArtifact(f"{file} is missing", mend)
         if file.stat().st_size != entry["size"]:
             raise CorruptArtifact(
                 f"{file} has {file.stat().st_size} bytes instead of {entry['size']}",
-                _remake(manifest),
+                mend,
             )
-
-
-def _remake(manifest: Manifest) -> str:
-    return f"make it again: inflcli {manifest.stage} ... --overwrite"
 
 
 def read_partial(folder: Path) -> tuple[Identity | None, dict[str, Any]]:

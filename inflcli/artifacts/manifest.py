@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,11 @@ class Manifest:
     def fingerprint(self) -> str:
         return self.identity.digest()
 
+    def again(self) -> str:
+        """The command that makes it again, or mends it where it is damaged."""
+        words = self.command or ["inflcli", self.stage, "..."]
+        return shlex.join([*(word for word in words if word != "--overwrite"), "--overwrite"])
+
     def to_json(self) -> str:
         content = {"schema": self.schema, "stage": self.stage, "fingerprint": self.fingerprint}
         content |= {"version": self.version, "command": self.command}
@@ -128,7 +134,7 @@ def read_manifest(folder: Path) -> Manifest:
             raw["command"],
             raw["version"],
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptArtifact(f"{path} is not a manifest ({error})", hint) from error
     if manifest.fingerprint != raw["fingerprint"]:
         raise CorruptArtifact(f"{path} was edited: its fingerprint does not match", hint)

@@ -6,7 +6,7 @@ k belongs to query owner[k], so that ranks may differ), or `dense` [Q, P, M]; in
 precision is fast, which computes no more.
 
 `queries.json` also says what was kept of a query's squared norm, as a whole and by module, in how
-many columns and bytes.
+many columns and bytes, and out of how many components that were found.
 
 While the stage runs, each chunk of queries has files of its own; `merge_chunks` joins them, and
 they go when the artifact is published.
@@ -14,6 +14,8 @@ they go when the artifact is published.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,12 @@ def merge_chunks(folder: Path, names: list[str], chunks: int) -> None:
 def chunk_path(folder: Path, number: int, name: str) -> Path:
     """The file of what one module keeps of a chunk of queries."""
     return folder / f"chunk.{number:05d}.{name}.safetensors"
+
+
+def modules_in(names: Iterable[str]) -> set[str]:
+    """The modules whose files, by their relative paths, are among `names`."""
+    found = (re.fullmatch(r"modules/(.+)\.safetensors", name) for name in names)
+    return {match[1] for match in found if match}
 
 
 def write_queries(folder: Path, queries: list[dict[str, Any]]) -> None:

@@ -29,8 +29,9 @@ from inflcli.artifacts.ledger import Ledger, ledger_path
 from inflcli.artifacts.manifest import FILE_NAME, Identity, Manifest, read_manifest
 from inflcli.errors import BadInput, CorruptArtifact, StaleArtifact
 
-Salvage = Callable[[Manifest, Collection[str]], dict[str, Any]]
-"""The progress that a damaged artifact still is; the damaged files go by their relative paths."""
+Salvage = Callable[[Manifest, Collection[str]], dict[str, Any] | None]
+"""The progress that a damaged artifact still is, None where all of it is to be made again; the
+damaged files go by their relative paths."""
 _UNFINISHED = ("*.tmp", "*.partial")
 """Files on their way to their names."""
 
@@ -111,6 +112,8 @@ class ArtifactWriter:
             return
         bad = damaged_files(self.path, manifest)
         progress = salvage(manifest, bad)
+        if progress is None:
+            return
         # In this order: stopped anywhere, nothing takes what is left for whole.
         for name in bad:
             (self.path / name).unlink(missing_ok=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -63,9 +62,8 @@ def _show(artifacts: list[dict[str, Any]], verbose: bool) -> None:
         lines = one["reasons"] + (one["notes"] if verbose else [])
         for line in lines:
             console.stdout.print(f"{one['name']}: {line}", markup=False)
-        if one["state"] == "stale" and one["command"]:
-            again = shlex.join([*one["command"], "--overwrite"])
-            console.stdout.print(f"  mend it with: {again}", markup=False, soft_wrap=True)
+        if one["state"] in ("stale", "corrupt") and one["mend"]:
+            console.stdout.print(f"  mend it with: {one['mend']}", markup=False, soft_wrap=True)
     unchecked = sum(len(one["notes"]) for one in artifacts)
     if unchecked and not verbose:
         console.stdout.print(f"{unchecked} inputs could not be checked: see --verbose")

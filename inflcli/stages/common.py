@@ -203,18 +203,26 @@ class Behind:
             self._wait()
 
 
+_LONGEST_WAIT = 3600.0
+
+
 @dataclass
 class Checkpoints:
-    """Says when to record progress: every `seconds`, but seldom enough to cost at most 5 %."""
+    """Says when to record progress: every `seconds`, but seldom enough to cost at most 5 %.
+
+    However long a record seems to have taken, the next is due within the hour, or `seconds`.
+    """
 
     seconds: float
+    _since: float = 0.0
     _next: float = 0.0
 
     def __post_init__(self) -> None:
-        self._next = time.monotonic() + self.seconds
+        self._wait(time.monotonic(), self.seconds)
 
     def due(self) -> bool:
-        return time.monotonic() >= self._next
+        # A clock that stands before the last record was set back: its times mean nothing now.
+        return not self._since <= time.monotonic() < self._next
 
     @contextmanager
     def saving(self) -> Iterator[None]:
@@ -223,4 +231,8 @@ class Checkpoints:
         yield
         ended = time.monotonic()
         # Zero asks for every chance, as the tests do.
-        self._next = ended + max(self.seconds, 20 * (ended - started) * (self.seconds > 0))
+        cost = min(20 * (ended - started), _LONGEST_WAIT) * (self.seconds > 0)
+        self._wait(ended, max(self.seconds, cost))
+
+    def _wait(self, now: float, seconds: float) -> None:
+        self._since, self._next = now, now + seconds

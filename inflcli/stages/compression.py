@@ -6,7 +6,7 @@ matrices exist only a few at a time, and can be formed again where a query needs
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -33,6 +33,8 @@ class Compressed:
     owner: Tensor | None
     """[K]: the query that a column belongs to."""
     ranks: list[int]
+    found: list[int]
+    """The components that those kept are the first of, by query."""
     kept: list[float]
     """The energy kept, by query."""
     energy: list[float]
@@ -74,9 +76,11 @@ class Candidates:
         right = torch.cat([self.found[q].right[:, : ranks[q]] for q in count], 1)
         left, right = self.gradients.inverse.rotate_factors_back(left, right)
         owner = torch.arange(len(ranks)).repeat_interleave(torch.tensor(ranks))
+        found = [len(self.found[q].energies) for q in count]
         kept = [float(self.found[q].energies[: ranks[q]].sum()) for q in count]
         energies = [self.energy[q] for q in count]
-        return Compressed({"left": left, "right": right}, owner, list(ranks), kept, energies)
+        tensors = {"left": left, "right": right}
+        return Compressed(tensors, owner, list(ranks), found, kept, energies)
 
 
 def matrices(
@@ -111,6 +115,28 @@ def compress(
             count = gradients.a.shape[0]
             candidates.find(range(count), candidates.limit)
             yield module.name, candidates.keep([candidates.limit] * count)
+
+
+def compress_again(
+    held: list[tuple[TrackedModule, RotatedGradients]],
+    config: PreconditionConfig,
+    before: Sequence[Mapping[str, Mapping[str, int]]],
+) -> Iterator[tuple[str, Compressed]]:
+    """Compress some modules of a chunk to the bytes that `compress` gave; empties `held`.
+
+    `before` has, by query and module, its `rank` and of how many components `found` that is.
+    """
+    while held:
+        module, gradients = held.pop(0)
+        if config.rank is None and config.keep is None:
+            yield module.name, _whole(module, gradients)
+            continue
+        found = [query[module.name]["found"] for query in before]
+        candidates = Candidates(module, gradients, _limit(module, config))
+        for count in sorted(set(found)):
+            # Those that more were found of took part: rounding depends on who is multiplied along.
+            candidates.find([row for row, own in enumerate(found) if own >= count], count)
+        yield module.name, candidates.keep([query[module.name]["rank"] for query in before])
 
 
 def _limit(module: TrackedModule, config: PreconditionConfig) -> int:
@@ -155,8 +181,8 @@ def _whole(module: TrackedModule, gradients: RotatedGradients) -> Compressed:
     for part, v in matrices(module, gradients, range(count)):
         dense[part[0] : part[-1] + 1] = gradients.inverse.rotate_back(v)
         energies += energy(v).tolist()
-    rank = min(module.inputs, module.outputs)
-    return Compressed({"dense": dense}, None, [rank] * count, energies, energies)
+    ranks = [min(module.inputs, module.outputs)] * count
+    return Compressed({"dense": dense}, None, ranks, ranks, energies, energies)
 
 
 def queries_a_chunk(

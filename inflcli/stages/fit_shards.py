@@ -30,7 +30,7 @@ from inflcli.stages.eigenvectors import Matrix, covariances, write_eigenvectors
 from inflcli.stages.fit import Fit
 from inflcli.stages.fit_factors import STAGE, open_inputs
 from inflcli.stages.fit_plan import chosen_sequences
-from inflcli.stages.shards import Shards, find_shards, whole_identity
+from inflcli.stages.shards import Shards, find_shards, verify, whole_identity
 from inflcli.stages.statistics import Statistics
 
 COVARIANCE, BASES, CORRECTED = "covariance", "bases", "corrected"
@@ -115,12 +115,14 @@ def merge_fit(folder: Path, out: Path, runtime: Runtime) -> dict[str, Any]:
     )
     if writer is None:
         return common.up_to_date(out, STAGE)
+    verify(bases)
     with files.write_errors(writer.folder):
         for name in ("inputs", "modules"):
             shutil.copytree(bases.path / name, writer.folder / name, dirs_exist_ok=True)
     timings = dict(bases.manifest.timings)
     if bases.manifest.config["curvature"] == "ekfac":
         shards = find_shards(folder / CORRECTED)
+        shards.verify()
         for one in shards.artifacts:
             one.require_input(BASES, bases.as_input(), "run the shards again with --overwrite")
         for module in common.tracked_from(bases.manifest.details["modules"]):
@@ -141,6 +143,7 @@ def _bases(folder: Path, runtime: Runtime) -> Artifact:
     )
     if writer is None:
         return Artifact.open(folder / BASES, STAGE, shard=True)
+    shards.verify()
     modules = common.tracked_from(shards.details["modules"])
     sums, wanted = _Sums(shards), covariances(modules)
     write_eigenvectors(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from inflcli.artifacts import attribution, files
 from inflcli.artifacts import scan as scans
 from inflcli.artifacts.folder import Artifact
+from inflcli.artifacts.manifest import Manifest
 from inflcli.artifacts.writer import ArtifactWriter
 from inflcli.config import Runtime
 from inflcli.errors import StaleArtifact
@@ -24,20 +26,34 @@ from inflcli.stages.shards import Shards, find_shards
 def merge(out: Path, runtime: Runtime) -> dict[str, Any]:
     """Join the shards in `OUT.shards` to `out`; they are left where they are.
 
-    Cost: one copy of the data. Raises BadInput, MissingArtifact, StaleArtifact, CorruptArtifact.
+    Of a damaged `out` only what is damaged is copied again.
+
+    Cost: the data is read twice and written once. Raises BadInput, MissingArtifact, StaleArtifact,
+    CorruptArtifact.
     """
     folder = out.with_name(f"{out.name}.shards")
     if (folder / "covariance").is_dir():
         return merge_fit(folder, out, runtime)
     shards = find_shards(folder)
+    if runtime.overwrite or not out.exists():
+        shards.verify()
     writer = ArtifactWriter.begin(
-        out, shards.whole, overwrite=runtime.overwrite, command=runtime.command
+        out,
+        shards.whole,
+        overwrite=runtime.overwrite,
+        command=runtime.command,
+        salvage=_salvaged,
     )
     if writer is None:
         return common.up_to_date(out, shards.stage)
     artifact = {"scan": _scans, "attribute": _attributions}[shards.stage](writer, shards)
     summary = f"{len(shards.artifacts)} shards merged"
     return common.result(artifact, fresh=False, summary=summary)
+
+
+def _salvaged(manifest: Manifest, damaged: Collection[str]) -> dict[str, Any]:
+    """The progress of a damaged whole: the files that are sound."""
+    return {"sound": sorted(set(manifest.files) - set(damaged))}
 
 
 def _scans(writer: ArtifactWriter, shards: Shards) -> Artifact:
@@ -79,10 +95,14 @@ def _attributions(writer: ArtifactWriter, shards: Shards) -> Artifact:
 
 
 def _copy(shard: Path, writer: ArtifactWriter, paths: list[Path]) -> None:
-    """Copy a shard's files to where they lie in the whole."""
+    """Copy a shard's files to where they lie in the whole, but for those that are there."""
+    sound = set(writer.progress.get("sound", ()))
     with files.write_errors(writer.folder):
         for path in paths:
-            target = writer.folder / path.relative_to(shard)
+            name = path.relative_to(shard)
+            if name.as_posix() in sound:
+                continue
+            target = writer.folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
 

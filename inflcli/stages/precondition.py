@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from collections.abc import Collection, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from inflcli.artifacts import queries as store
 from inflcli.artifacts.factors import FactorsReader
 from inflcli.artifacts.files import write_tensors
 from inflcli.artifacts.folder import Artifact
-from inflcli.artifacts.manifest import Identity
+from inflcli.artifacts.manifest import Identity, Manifest
 from inflcli.artifacts.writer import ArtifactWriter
 from inflcli.config import PreconditionConfig, Runtime
 from inflcli.corpus.queries import EncodedQuery, encode_query, read_queries
@@ -33,15 +33,13 @@ from inflcli.model.passes import Passes
 from inflcli.model.resolve import load_tokenizer
 from inflcli.model.tracked import TrackedModule
 from inflcli.stages import common
-from inflcli.stages.compression import Compressed, compress, queries_a_chunk
+from inflcli.stages.compression import Compressed, compress, compress_again, queries_a_chunk
 from inflcli.stages.inverses import read_inverses
+from inflcli.stages.kept import describe, describe_kept, warn_if_lossy
 
 STAGE = "precondition"
 _LARGEST_CHUNK = 2.0 * 2**30
 """Bytes: larger chunks of queries are no faster."""
-_LOSSY_BELOW = 0.9
-_WARNINGS = 3
-"""Queries named, at most, of those that a rank compresses too much."""
 _NEEDS = {"ekfac": ("ekfac",), "kfac": ("ekfac", "kfac"), "identity": ("ekfac", "kfac", "identity")}
 
 
@@ -83,6 +81,7 @@ def precondition(
         Identity(STAGE, config.identity(), inputs),
         overwrite=runtime.overwrite,
         command=runtime.command,
+        salvage=_salvaged,
     )
     if writer is None:
         return common.up_to_date(out, STAGE)
@@ -97,6 +96,17 @@ def precondition(
     artifact = Precondition(writer, loaded, reader, encoded, config, runtime).run()
     summary = f"{len(encoded)} queries, {config.curvature}, {_compression(config)}"
     return common.result(artifact, fresh=False, summary=summary)
+
+
+def _salvaged(manifest: Manifest, damaged: Collection[str]) -> dict[str, Any] | None:
+    """The progress of damaged queries: the modules to make again, and all as it was made.
+
+    None where queries.json is damaged: it says what each module keeps.
+    """
+    modules = store.modules_in(damaged)
+    if len(modules) < len(damaged) or "chunks" not in manifest.details:
+        return None
+    return {"only": sorted(modules), "mending": manifest.details}
 
 
 def _compression(config: PreconditionConfig) -> str:
@@ -116,7 +126,11 @@ def _require_curvature(factors: FactorsReader, config: PreconditionConfig) -> No
 
 
 class Precondition:
-    """One run of the stage, a few queries at a time."""
+    """One run of the stage, a few queries at a time.
+
+    Progress: how many queries each chunk done held, and what is to be said of them; where some
+    modules are made again, which, in the chunks and with the ranks that the others have.
+    """
 
     def __init__(
         self,
@@ -129,8 +143,15 @@ class Precondition:
     ) -> None:
         self.writer, self.model, self.factors = writer, model, factors
         self.queries, self.config = queries, config
-        self.modules = common.tracked_from(factors.modules)
-        self.passes = Passes.for_model(model, self.modules, config.precision)
+        every = common.tracked_from(factors.modules)
+        only = writer.progress.get("only")
+        self.modules = [module for module in every if only is None or module.name in only]
+        self.mending: dict[str, Any] | None = writer.progress.get("mending")
+        """The details of the manifest that was there."""
+        self.before = [] if self.mending is None else store.read_queries_json(writer.folder)
+        # How the model runs depends on all tracked modules, and rounding on how it runs.
+        passes = Passes.for_model(model, every, config.precision)
+        self.passes = replace(passes, modules=self.modules)
         self.size = runtime.batch_size or queries_a_chunk(
             self.modules,
             max(len(query.tokens) for query in queries),
@@ -145,35 +166,43 @@ class Precondition:
 
     def run(self) -> Artifact:
         self.inverses = read_inverses(self.factors, self.modules, self.config, self.model)
-        done = self.writer.progress.get("queries", 0)
-        described: list[dict[str, Any]] = self.writer.progress.get("described", [])
-        chunks: int = self.writer.progress.get("chunks", 0)
+        progress = self.writer.progress
+        chunks, described = progress.get("chunks", []), progress.get("described", [])
+        done = sum(chunks)
         with console.progress("precondition", len(self.queries), done=done, unit="queries") as bar:
             while done < len(self.queries):
-                part = self.queries[done : done + self.size]
-                written, more = self._chunk(part, done, chunks)
-                described, done, chunks = described + more, done + len(part), chunks + 1
-                progress = {"queries": done, "chunks": chunks, "described": described}
-                self.writer.commit(progress, written)
+                size = self.size if self.mending is None else self.mending["chunks"][len(chunks)]
+                part = self.queries[done : done + size]
+                written, more = self._chunk(part, done, len(chunks))
+                described, done, chunks = described + more, done + len(part), [*chunks, len(part)]
+                now = {"queries": done, "chunks": chunks, "described": described}
+                self.writer.commit({**progress, **now}, written)
                 bar.advance(len(part))
-        store.merge_chunks(self.writer.folder, [module.name for module in self.modules], chunks)
-        store.write_queries(self.writer.folder, described)
-        return self.writer.finish(counts={"queries": done}, details=self._details(described))
+        names = [module.name for module in self.modules]
+        store.merge_chunks(self.writer.folder, names, len(chunks))
+        if self.mending is None:
+            store.write_queries(self.writer.folder, described)
+        return self.writer.finish(
+            counts={"queries": done}, details=self._details(described, chunks)
+        )
 
-    def _details(self, described: list[dict[str, Any]]) -> dict[str, Any]:
-        _warn_if_lossy(described, self.config)
+    def _details(self, described: list[dict[str, Any]], chunks: list[int]) -> dict[str, Any]:
+        if self.mending is not None:
+            return dict(self.mending)
+        warn_if_lossy(described, self.config)
         return {
             "modules": self.factors.modules,
             "damping": {name: inverse.damping for name, inverse in self.inverses.items()},
             "dtype": self.config.dtype,
             "precision": self.config.precision,
             "share_tracked": self.factors.artifact.manifest.details["share_tracked"],
+            "chunks": chunks,
         }
 
     def _chunk(
         self, part: list[EncodedQuery], first: int, number: int
     ) -> tuple[list[Path], list[dict[str, Any]]]:
-        """Precondition a few queries: the files written, and what queries.json says of them.
+        """Precondition a few queries: the files written, and what queries.json is to say of them.
 
         Each module's file is written while the next is computed.
         """
@@ -188,7 +217,7 @@ class Precondition:
         log_p = self.passes.run(batch, [TrueLabels()], consume)
         found: dict[str, Compressed] = {}
         with common.Behind() as behind:
-            for name, one in compress(held, self.config):
+            for name, one in self._compressed(held, first, len(part)):
                 tensors = {key: value.to(self.stored) for key, value in one.matrices.items()}
                 for value in tensors.values():
                     common.require_finite(value, "preconditioned query", name)
@@ -197,51 +226,25 @@ class Precondition:
                 path = store.chunk_path(self.writer.folder, number, name)
                 behind.do(partial(write_tensors, path, tensors, {}))
                 found[name] = replace(one, matrices={}, owner=None)
+        written = [store.chunk_path(self.writer.folder, number, name) for name in found]
+        if self.mending is not None:
+            return written, []
         described = [
-            {**_describe(query, log_p[row]), **self._describe_kept(found, row)}
+            {
+                **describe(query, log_p[row]),
+                **describe_kept(found, self.modules, row, self.config, self.stored.itemsize),
+            }
             for row, query in enumerate(part)
         ]
-        return [store.chunk_path(self.writer.folder, number, name) for name in found], described
+        return written, described
 
-    def _describe_kept(self, found: Mapping[str, Compressed], row: int) -> dict[str, Any]:
-        """What is kept of one query, as a whole and by module."""
-        whole = self.config.rank is None and self.config.keep is None
-        numbers, by_module = 0, {}
-        for module in self.modules:
-            one = found[module.name]
-            rank, size = one.ranks[row], module.inputs + module.outputs
-            numbers += module.parameters if whole else rank * size
-            share = _share(one.kept[row], one.energy[row])
-            by_module[module.name] = {"rank": rank, "kept_energy": share}
-        kept = sum(one.kept[row] for one in found.values())
-        energy = sum(one.energy[row] for one in found.values())
-        return {
-            "kept_energy": _share(kept, energy),
-            "columns": sum(entry["rank"] for entry in by_module.values()),
-            "bytes": numbers * self.stored.itemsize,
-            "modules": by_module,
-        }
-
-
-def _share(kept: float, energy: float) -> float:
-    # The two are sums of different roundings.
-    return min(kept / energy, 1.0) if energy > 0 else 1.0
-
-
-def _warn_if_lossy(described: list[dict[str, Any]], config: PreconditionConfig) -> None:
-    """Say of which queries too little is kept."""
-    wanted, option = config.keep, "--max-rank"
-    if wanted is None:
-        wanted, option = _LOSSY_BELOW, "--rank"
-    rank = config.rank if config.keep is None else config.max_rank
-    lossy = [query for query in described if query["kept_energy"] < wanted]
-    for query in lossy[:_WARNINGS]:
-        console.warn(
-            f"query {query['id']!r}: rank {rank} keeps {query['kept_energy']:.2%} of its squared "
-            f"norm, less than {wanted:.1%}; a higher {option} keeps more"
-        )
-    if len(lossy) > _WARNINGS:
-        console.warn(f"the same is true of {len(lossy) - _WARNINGS} more queries")
+    def _compressed(
+        self, held: list[tuple[TrackedModule, RotatedGradients]], first: int, count: int
+    ) -> Iterator[tuple[str, Compressed]]:
+        if self.mending is None:
+            return compress(held, self.config)
+        before = [query["modules"] for query in self.before[first : first + count]]
+        return compress_again(held, self.config, before)
 
 
 def query_batch(queries: list[EncodedQuery], device: torch.device) -> Batch:
@@ -252,17 +255,3 @@ def query_batch(queries: list[EncodedQuery], device: torch.device) -> Batch:
         tokens[row, : len(query.tokens)] = query.tokens
     starts = np.array([query.completion_start for query in queries], np.int64)
     return make_batch(np.arange(len(queries)), tokens, lengths, device, starts)
-
-
-def _describe(query: EncodedQuery, log_p: Tensor) -> dict[str, Any]:
-    first = max(query.completion_start, 1)
-    of_completion = log_p[first - 1 : len(query.tokens) - 1].double().tolist()
-    fields: Mapping[str, Any] = asdict(query.query)
-    return {
-        **fields,
-        "tokens": query.tokens,
-        "completion_start": query.completion_start,
-        "merged": query.merged,
-        "token_log_p": of_completion,
-        "log_p": sum(of_completion),
-    }

@@ -7,7 +7,6 @@ that fill no chunk yet are recorded together, and a later run of the same comman
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ from inflcli.corpus.readers import ReadOptions, read_source
 from inflcli.corpus.sources import TextSource, discover, of_text
 from inflcli.errors import BadInput, InflcliError
 from inflcli.model.resolve import load_tokenizer, resolve_folder
-from inflcli.stages.common import exclusively, result
+from inflcli.stages.common import Checkpoints, exclusively, result
 
 COMMIT_SEQUENCES = 1024
 BATCH_CHARS = 1 << 18
@@ -119,7 +118,7 @@ class _Run:
         bos: int | None,
         separator: int | None,
     ) -> None:
-        self.writer, self.sources, self.config, self.runtime = writer, sources, config, runtime
+        self.writer, self.sources, self.config = writer, sources, config
         before = writer.progress
         state = {name: one.numpy() for name, one in writer.ledger.load_state()[0].items()}
         self.corpus = CorpusWriter(
@@ -136,7 +135,8 @@ class _Run:
         self.read: int = before.get("bytes_read", 0)
         if before:
             self.assembler.restore(before["assembler"])
-        self._committed, self._committed_at = self.corpus.n_sequences, time.monotonic()
+        self._committed = self.corpus.n_sequences
+        self._checkpoints = Checkpoints(runtime.checkpoint_seconds)
 
     def _register(self, document: Document) -> int:
         return self.corpus.add_document(
@@ -178,9 +178,8 @@ class _Run:
         self.tokens += sum(len(tokens) for tokens, _ in ready)
 
     def _commit_if_due(self) -> None:
-        waited = time.monotonic() - self._committed_at
         new = self.corpus.n_sequences - self._committed
-        if new < COMMIT_SEQUENCES and waited < self.runtime.checkpoint_seconds:
+        if new < COMMIT_SEQUENCES and not self._checkpoints.due():
             return
         progress = {
             "sequences": self.corpus.n_sequences,
@@ -193,10 +192,12 @@ class _Run:
             "rows": self.corpus.counts(),
             "assembler": self.assembler.state(),
         }
-        self.corpus.make_durable()
-        tails = {name: torch.from_numpy(_plain(one)) for name, one in self.corpus.state().items()}
-        self.writer.ledger.save_state(tails, {}, progress)
-        self._committed, self._committed_at = self.corpus.n_sequences, time.monotonic()
+        with self._checkpoints.saving():
+            self.corpus.make_durable()
+            state = self.corpus.state()
+            tails = {name: torch.from_numpy(_plain(one)) for name, one in state.items()}
+            self.writer.ledger.save_state(tails, {}, progress)
+        self._committed = self.corpus.n_sequences
 
     def finish(self, inputs: list[str]) -> Artifact:
         """Store the last sequence and publish the corpus."""

@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from inflcli.artifacts.folder import SUFFIX, Artifact
+from inflcli.artifacts.folder import SUFFIX, Artifact, damage
 from inflcli.artifacts.manifest import Identity, read_manifest
 from inflcli.config import Shard
-from inflcli.errors import BadInput, MissingArtifact, StaleArtifact
+from inflcli.errors import BadInput, CorruptArtifact, MissingArtifact, StaleArtifact
+
+_NAME = re.compile(r"(\d+)-of-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,29 @@ class Shards:
     def details(self) -> dict[str, Any]:
         return self.artifacts[0].manifest.details
 
+    def verify(self) -> None:
+        """Compare all content with its digests. Raises CorruptArtifact."""
+        for one in self.artifacts:
+            verify(one)
+
     def total(self, count: str) -> int:
         return sum(one.manifest.counts[count] for one in self.artifacts)
+
+
+def is_shard(name: str) -> bool:
+    """Whether a folder of that name is a shard."""
+    return _NAME.fullmatch(name) is not None
+
+
+def verify(artifact: Artifact) -> None:
+    """Compare its content with its digests, before it becomes another's, with digests of its own.
+
+    Raises CorruptArtifact naming what is damaged, with the command that mends it. Cost: reading it.
+    """
+    wrong = damage(artifact.path, artifact.manifest)
+    if wrong:
+        hint = f"mend it: {artifact.manifest.again()}"
+        raise CorruptArtifact(f"{artifact.path}: {wrong}", hint)
 
 
 def find_shards(folder: Path) -> Shards:
@@ -47,7 +70,7 @@ def find_shards(folder: Path) -> Shards:
         raise MissingArtifact(f"no shards at {folder}", "make them with --shard 0/N, 1/N, ...")
     found = {}
     for path in sorted(folder.iterdir()):
-        name = re.fullmatch(r"(\d+)-of-(\d+)", path.name.removesuffix(SUFFIX))
+        name = _NAME.fullmatch(path.name.removesuffix(SUFFIX))
         if name:
             found[Shard(int(name[1]), int(name[2]))] = path
     divisions = sorted({shard.of for shard in found})
@@ -62,7 +85,7 @@ def find_shards(folder: Path) -> Shards:
             shard = f"{number}/{divisions[0]}"
             message = f"shard {shard} of {folder} is {state}"
             raise MissingArtifact(message, f"run it: --shard {shard}")
-        artifacts.append(Artifact.open(made, read_manifest(made).stage, shard=True))
+        artifacts.append(_open(made, f"{number}/{divisions[0]}"))
     first = artifacts[0]
     for other in artifacts[1:]:
         changes = whole_identity(other.manifest.identity).differences(
@@ -74,6 +97,15 @@ def find_shards(folder: Path) -> Shards:
                 "run the shards again with the same settings and inputs",
             )
     return Shards(artifacts)
+
+
+def _open(path: Path, shard: str) -> Artifact:
+    try:
+        manifest = read_manifest(path)
+    except CorruptArtifact as error:
+        hint = f"mend it: the command that made it, with --shard {shard} --overwrite"
+        raise CorruptArtifact(error.message, hint) from error
+    return Artifact.open(path, manifest.stage, shard=True)
 
 
 def whole_identity(identity: Identity) -> Identity:

@@ -6,10 +6,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from inflcli.artifacts.folder import SUFFIX, check_files, damaged_files, read_partial
+from inflcli.artifacts.folder import SUFFIX, check_files, damage, read_partial
 from inflcli.artifacts.manifest import FILE_NAME, Identity, Manifest, read_manifest
 from inflcli.errors import CorruptArtifact, MissingArtifact
 from inflcli.stages.freshness import changes
+from inflcli.stages.shards import is_shard
 
 COMPLETE, PARTIAL, STALE, CORRUPT = "complete", "partial", "stale", "corrupt"
 ORDER = (
@@ -44,6 +45,8 @@ class ArtifactStatus:
     inputs: dict[str, str] = field(default_factory=dict)
     """Name to the fingerprint that it was made from."""
     command: list[str] = field(default_factory=list)
+    mend: str = ""
+    """The command that makes it again, where it is known."""
 
 
 def status(run: Path, *, verify: bool = False) -> dict[str, Any]:
@@ -73,7 +76,9 @@ def status(run: Path, *, verify: bool = False) -> dict[str, Any]:
 def _is_artifact(folder: Path) -> bool:
     if not folder.is_dir() or folder.name.startswith("."):
         return False
-    return (folder / FILE_NAME).is_file() or folder.name.endswith(SUFFIX)
+    if (folder / FILE_NAME).is_file() or folder.name.endswith(SUFFIX):
+        return True
+    return is_shard(folder.name)  # that lost its manifest
 
 
 def _describe(folder: Path, verify: bool) -> ArtifactStatus:
@@ -92,17 +97,22 @@ def _describe(folder: Path, verify: bool) -> ArtifactStatus:
         bytes=size,
         fingerprint=manifest.fingerprint,
         command=manifest.command,
+        mend=manifest.again() if manifest.command else "",
     )
-    try:
-        if verify:
-            _check_content(folder, manifest)
-        else:
-            check_files(folder, manifest)
-    except CorruptArtifact as error:
-        found.state, found.reasons = CORRUPT, [error.message]
+    wrong = damage(folder, manifest) if verify else _wrong_size(folder, manifest)
+    if wrong:
+        found.state, found.reasons = CORRUPT, [wrong]
         return found
     _check_inputs(found, folder, manifest.identity, manifest.details)
     return found
+
+
+def _wrong_size(folder: Path, manifest: Manifest) -> str | None:
+    try:
+        check_files(folder, manifest)
+    except CorruptArtifact as error:
+        return error.message
+    return None
 
 
 def _describe_partial(folder: Path, size: int) -> ArtifactStatus:
@@ -121,13 +131,6 @@ def _describe_partial(folder: Path, size: int) -> ArtifactStatus:
         _check_inputs(found, folder, identity, {})
         found.fingerprint = identity.digest()
     return found
-
-
-def _check_content(folder: Path, manifest: Manifest) -> None:
-    bad = damaged_files(folder, manifest)
-    if bad:
-        more = f", and {len(bad) - 3} more" if len(bad) > 3 else ""
-        raise CorruptArtifact(f"{', '.join(bad[:3])}{more}: missing, or not what was written")
 
 
 def _check_inputs(
