@@ -108,7 +108,8 @@ $(RUN)/report/manifest.json: $(RUN)/attribution/manifest.json $(RUN)/candidates/
 
 .PHONY: test
 test: $(VENV)/.test ## The test suite, in under ten minutes on two cores
-	$(BIN)/python -m pytest -q --durations=10
+	$(BIN)/python -m pytest -q --durations=10 -n 2 --dist loadfile -m "not alone"
+	$(BIN)/python -m pytest -q -m alone
 
 .PHONY: soak
 soak: $(VENV)/.test ## Kill stages at 500 random instants, and compare what they end with

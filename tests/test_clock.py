@@ -18,25 +18,22 @@ from killing import OUTS, run_stage
 from pipeline import CPU, Pipeline
 from test_mended_queries import files_of
 
-from inflcli.artifacts import scan as scan_store
 from inflcli.artifacts.folder import partial_path
-from inflcli.artifacts.writer import ArtifactWriter
+from inflcli.artifacts.ledger import Ledger
 from inflcli.stages.common import Checkpoints
 
 
 @pytest.fixture(scope="module")
 def whole(tiny_model, tiny_text, tiny_queries, tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scan_store, "CHUNK", 7)
-        pipeline = Pipeline(
-            tiny_model("gpt2"),
-            tmp_path_factory.mktemp("run"),
-            "float32",
-            replace(CPU, batch_size=5),
-        )
-        for stage, out in OUTS.items():
-            run_stage(pipeline, stage, out, tiny_text, tiny_queries)
-        yield pipeline
+    pipeline = Pipeline(
+        tiny_model("gpt2"),
+        tmp_path_factory.mktemp("run"),
+        "float32",
+        replace(CPU, batch_size=5),
+    )
+    for stage, out in OUTS.items():
+        run_stage(pipeline, stage, out, tiny_text, tiny_queries)
+    yield pipeline
 
 
 def scatter_times(folder: Path, draw: random.Random) -> None:
@@ -52,10 +49,10 @@ def test_stages(whole, tiny_text, tiny_queries, monkeypatch, stage, seconds):
     """Stopped after each third record, too, and gone on with."""
     out, draw = f"{stage}-{seconds}", random.Random(seconds)
     pipeline = replace(whole, runtime=replace(whole.runtime, checkpoint_seconds=seconds))
-    commit, left = ArtifactWriter.commit, [3]
+    record, left = Ledger.record, [3]
 
     def scattered(self, *arguments):
-        commit(self, *arguments)
+        record(self, *arguments)
         scatter_times(self.folder, draw)
         left[0] -= 1
         if left[0] == 0:
@@ -65,7 +62,7 @@ def test_stages(whole, tiny_text, tiny_queries, monkeypatch, stage, seconds):
         left[0] = 3
         with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
             clocks.jump(attempt, patch.setattr)
-            patch.setattr(ArtifactWriter, "commit", scattered)
+            patch.setattr(Ledger, "record", scattered)
             run_stage(pipeline, stage, out, tiny_text, tiny_queries)
         if (whole.run / out).exists():
             break
