@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -45,11 +46,19 @@ class CovarianceSum:
                 first += width
         self.count += rows.shape[0]
 
-    def mean(self) -> list[Tensor]:
-        """E[x xᵀ] block by block, in float64, symmetrised."""
-        return [_mirrored(block.double() / max(self.count, 1)) for block in self.blocks]
+    def mean(self, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+        """E[x xᵀ] block by block, symmetric."""
+        return [_mirrored(block.to(dtype) / max(self.count, 1)) for block in self.blocks]
 
 
 def _mirrored(block: Tensor) -> Tensor:
-    upper = block.triu()
-    return upper + upper.triu(1).T
+    """Copy, in place, what is right of the diagonal to its left; tile by tile, within the cache."""
+    tiles = block_sizes(len(block), -(-len(block) // _TILE))
+    edges = [sum(tiles[:number]) for number in range(len(tiles) + 1)]
+    spans = [slice(*pair) for pair in pairwise(edges)]
+    for number, rows in enumerate(spans):
+        tile = block[rows, rows].triu()
+        block[rows, rows] = tile + tile.triu(1).T
+        for columns in spans[number + 1 :]:
+            block[columns, rows] = block[rows, columns].T
+    return block

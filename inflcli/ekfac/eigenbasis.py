@@ -54,9 +54,10 @@ class Basis:
 def decompose(covariance: list[Tensor], *, fast: bool = False) -> tuple[Tensor, Basis]:
     """Eigenvalues [D] (ascending within a block, none below 0) and eigenvectors.
 
-    `covariance` holds symmetric float64 blocks. `fast` decomposes in float32 what passes a check
-    of the result, in half the time, and returns float32 vectors; values are then exact to float32's
-    share of the largest. Raises torch.linalg.LinAlgError when a block does not converge (NaN).
+    `covariance` holds symmetric blocks, float64 or, for `fast`, float32. `fast` decomposes in
+    float32 what passes a check of the result, in half the time, and returns float32 vectors; values
+    are then exact to float32's share of the largest. Raises torch.linalg.LinAlgError when a block
+    does not converge (NaN).
     Cost: about 9·D_o³ FLOPs a block.
     """
     return decompose_all([covariance], fast=fast)[0]
@@ -92,7 +93,7 @@ def _eigh(blocks: list[Tensor], fast: bool) -> list[tuple[Tensor, Tensor]]:
     # One matrix alone is not copied.
     stack = torch.stack(blocks) if len(blocks) > 1 else blocks[0].unsqueeze(0)
     if not fast:
-        return list(zip(*torch.linalg.eigh(stack), strict=True))
+        return list(zip(*torch.linalg.eigh(stack.double()), strict=True))
     single = stack.float()
     try:
         values, q = torch.linalg.eigh(single)

@@ -8,11 +8,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from inflcli import console
 from inflcli.artifacts import factors as store
-from inflcli.ekfac import decompose_all
+from inflcli.ekfac import CovarianceSum, decompose_all
 from inflcli.model.tracked import TrackedModule
 from inflcli.stages import common
 
@@ -55,13 +54,13 @@ def share_out(costs: Sequence[int], ranks: int) -> list[int]:
 def write_eigenvectors(
     folder: Path,
     wanted: Sequence[Matrix],
-    mean: Callable[[Matrix], list[Tensor]],
+    covariance: Callable[[Matrix], CovarianceSum],
     *,
     fast: bool,
     stored: torch.dtype,
     done: Callable[[list[Matrix]], None],
 ) -> None:
-    """Decompose `mean(matrix)`, float64 blocks, of each matrix, and write what is found.
+    """Decompose the mean of each `covariance(matrix)`, and write what is found.
 
     Files are written while the next batch is decomposed, and `done` is called after them.
     """
@@ -71,12 +70,14 @@ def write_eigenvectors(
             store.write_eigen(folder, matrix.side, matrix.name, eigen)
         done(group)
 
+    element = torch.float32 if fast else torch.float64
     with (
         console.progress("eigenvectors", len(wanted), unit="matrices") as meter,
         common.Behind() as behind,
     ):
         for group in _batches(wanted):
-            found = decompose_all([mean(matrix) for matrix in group], fast=fast)
+            means = [covariance(matrix).mean(element) for matrix in group]
+            found = decompose_all(means, fast=fast)
             eigens = [store.Eigen(values, basis.to(stored).blocks) for values, basis in found]
             behind.do(partial(write, group, eigens))
             meter.advance(len(group))

@@ -170,7 +170,7 @@ class Fit:
                 for one in matrices
                 if owners[one.key] == self.ranks.rank and one.key not in earlier
             ],
-            lambda matrix: statistics.take(matrix.side, matrix.name).mean(),
+            lambda matrix: statistics.take(matrix.side, matrix.name),
             fast=self.config.precision == "fast",
             stored=self.model.statistics_dtype,
             done=done,

@@ -149,7 +149,7 @@ def _bases(folder: Path, runtime: Runtime) -> Artifact:
     write_eigenvectors(
         writer.folder,
         wanted,
-        lambda matrix: _covariance(sums, matrix, whole.config["blocks"]).mean(),
+        lambda matrix: _covariance(sums, matrix, whole.config["blocks"]),
         fast=shards.details["precision"] == "fast",
         stored=sums.stored(f"{wanted[0].key}:0"),
         done=lambda group: None,
