@@ -1,6 +1,7 @@
 """The benchmark: the plain passes, inflcli, kronfluence and bergson, alternating in one run.
 
-    make bench                every CPU shape; the peers come in environments of their own
+    make bench                two shapes; the peers come in environments of their own
+    make bench-long           the others
     python benchmarks/bench.py --shapes llama-256x4 --rounds 3 --peers kronfluence=PYTHON
 
 Every tool is a worker process in its own environment (`workers/`), with its model loaded, that
@@ -247,7 +248,7 @@ def machine(device: str) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    usual = ["llama-256x4", "gpt2-256x4", "llama-576x12"]
+    usual = ["llama-256x4", "llama-576x12"]
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=usual)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
