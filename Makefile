@@ -207,6 +207,7 @@ check: $(VENV)/.test ## Lint, format and type check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/shellcheck .ci/run $$(git ls-files '*.sh')
 
 .PHONY: format
 format: $(VENV)/.test ## Let ruff format and mend what it can
