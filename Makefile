@@ -4,6 +4,11 @@
 # `make -n` shows the plan. The variables name any model, text and queries:
 #
 #   make report RUN=runs/mine MODEL=gpt2 TEXT=docs.jsonl QUERIES=queries.jsonl
+#   make report RUN=runs/mine MODEL=gpt2 CORPUS=runs/other/corpus QUERIES=queries.jsonl
+#   make -j2 report RUN=runs/mine MODEL=gpt2 TEXT=docs.jsonl QUERIES="facts.jsonl verse.jsonl"
+#
+# CORPUS is a folder that prepare made, TEXT what it is to be made from. Several query files share
+# the corpus and the factors; the rest of each goes to a folder of its name, RUN/facts, RUN/verse.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -19,6 +24,7 @@ INFLCLI := $(BIN)/inflcli
 RUN ?= runs/demo
 MODEL ?= inflcli/demo/model
 TEXT ?= inflcli/demo/corpus.jsonl
+CORPUS ?=
 QUERIES ?= inflcli/demo/queries.jsonl
 ifeq ($(MODEL),inflcli/demo/model)
 PREPARE ?= --per-line --seq-len 256
@@ -36,8 +42,28 @@ REPORT ?=
 MODEL_FILES := $(wildcard $(MODEL)/config.json $(MODEL)/*.safetensors)
 TOKENIZER_FILES := $(wildcard $(MODEL)/tokenizer.json)
 TEXT_FILES := $(wildcard $(TEXT))
-# Passed to every stage, for instance FLAGS=--quiet.
+# Passed to every stage, for instance FLAGS=--quiet. They change no result.
 FLAGS ?=
+
+ifneq ($(CORPUS),)
+ifneq ($(origin TEXT),file)
+$(error say CORPUS= (made by prepare) or TEXT= (to be prepared), not both)
+endif
+endif
+corpus := $(or $(CORPUS),$(RUN)/corpus)
+
+# One query file's artifacts go to RUN itself, those of several to a folder each.
+SET_NAMES := $(basename $(notdir $(QUERIES)))
+set_of = $(RUN)$(if $(word 2,$(QUERIES)),/$(basename $(notdir $1)))
+SETS := $(foreach file,$(QUERIES),$(call set_of,$(file)))
+ifneq ($(word 2,$(QUERIES)),)
+ifneq ($(words $(sort $(SET_NAMES))),$(words $(QUERIES)))
+$(error several files of QUERIES have the same name, and would share a folder)
+endif
+ifneq ($(filter corpus factors queries candidates scan attribution report,$(SET_NAMES)),)
+$(error rename a file of QUERIES: its folder would be that of an artifact)
+endif
+endif
 
 ##@ Use it
 
@@ -48,12 +74,12 @@ help: ## List the targets
 
 .PHONY: demo
 demo: $(BIN)/inflcli ## The whole chain on the embedded model and corpus, in minutes
-	@if $(MAKE) --no-print-directory -q report-artifact; then \
-	  echo "Nothing to do: $(RUN) is up to date. The report is $(RUN)/report/index.html"; \
+	@if $(MAKE) --no-print-directory -q report; then \
+	  echo "Nothing to do: $(RUN) is up to date. The report is $(SETS:%=%/report/index.html)"; \
 	else \
-	  $(MAKE) --no-print-directory report-artifact && \
-	  $(INFLCLI) report --run $(RUN) --format terminal && \
-	  echo "The report is $(RUN)/report/index.html"; \
+	  $(MAKE) --no-print-directory report && \
+	  for set in $(SETS); do $(INFLCLI) report --run $$set --format terminal; done && \
+	  echo "The report is $(SETS:%=%/report/index.html)"; \
 	fi
 
 .PHONY: smollm2
@@ -67,42 +93,56 @@ install: $(BIN)/inflcli ## Make the virtual environment and install the package 
 
 ##@ The pipeline, stage by stage
 
-.PHONY: report
-report: report-artifact ## Run what is not up to date, up to the report
+.PHONY: prepare fit-factors precondition tfidf-filter scan attribute report
+prepare: $(corpus)/manifest.json ## Tokenise TEXT, unless CORPUS names what has been prepared
+fit-factors: $(RUN)/factors/manifest.json ## Each stage: run it and, before it, what is not up to date
+precondition: $(SETS:%=%/queries/manifest.json)
+tfidf-filter: $(SETS:%=%/candidates/manifest.json)
+scan: $(SETS:%=%/scan/manifest.json)
+attribute: $(SETS:%=%/attribution/manifest.json)
+report: $(SETS:%=%/report/manifest.json) ## Run what is not up to date, up to the report
 
-.PHONY: report-artifact
-report-artifact: $(RUN)/report/manifest.json
+# $(call stage,FOLDER,COMMAND,PREREQUISITES): the rule that makes an artifact. The command is kept
+# beside it, since a change of options shows in no file's time. An interrupted make must not delete
+# the manifest of a folder that is complete.
+define stage
+.PRECIOUS: $1/manifest.json
+$1/manifest.json: $3 $(call changed,$1,$2) | $(BIN)/inflcli
+	$$(strip $$(INFLCLI) $2 --out $1 $$(FLAGS) --overwrite)
+	@printf '%s\n' $(call quoted,$2) > $(call record,$1)
+	@touch $$@
+endef
+record = $(dir $1).$(notdir $1).command
+quoted = '$(subst ','\'',$(strip $1))'
+same = $(and $(findstring <$1>,<$2>),$(findstring <$2>,<$1>))
+changed = $(if $(wildcard $(record)),$(if $(call same,$(strip $2),$(file <$(record))),,FORCE))
+.PHONY: FORCE
 
-$(RUN)/corpus/manifest.json: $(TEXT_FILES) $(TOKENIZER_FILES) | $(BIN)/inflcli
-	$(INFLCLI) prepare --tokenizer $(MODEL) --input $(TEXT) --out $(@D) $(PREPARE) $(FLAGS) --overwrite
-	@touch $@
+ifeq ($(CORPUS),)
+$(eval $(call stage,$(corpus),prepare --tokenizer $(MODEL) --input $(TEXT) $(PREPARE),\
+  $(TEXT_FILES) $(TOKENIZER_FILES)))
+else
+$(CORPUS)/manifest.json:
+	@echo "CORPUS=$(CORPUS) is no folder that prepare made; a text goes by TEXT=" >&2; exit 2
+endif
 
-$(RUN)/factors/manifest.json: $(RUN)/corpus/manifest.json $(MODEL_FILES) | $(BIN)/inflcli
-	$(INFLCLI) fit-factors --model $(MODEL) --corpus $(RUN)/corpus --out $(@D) $(FIT) $(FLAGS) --overwrite
-	@touch $@
+$(eval $(call stage,$(RUN)/factors,fit-factors --model $(MODEL) --corpus $(corpus) $(FIT),\
+  $(corpus)/manifest.json $(MODEL_FILES)))
 
-$(RUN)/queries/manifest.json: $(RUN)/factors/manifest.json $(QUERIES) | $(BIN)/inflcli
-	$(INFLCLI) precondition --model $(MODEL) --factors $(RUN)/factors --queries $(QUERIES) \
-	  --out $(@D) $(PRECONDITION) $(FLAGS) --overwrite
-	@touch $@
-
-$(RUN)/candidates/manifest.json: $(RUN)/corpus/manifest.json $(QUERIES) | $(BIN)/inflcli
-	$(INFLCLI) tfidf-filter --corpus $(RUN)/corpus --queries $(QUERIES) --out $(@D) $(FILTER) $(FLAGS) --overwrite
-	@touch $@
-
-$(RUN)/scan/manifest.json: $(RUN)/queries/manifest.json $(RUN)/corpus/manifest.json | $(BIN)/inflcli
-	$(INFLCLI) scan --model $(MODEL) --queries $(RUN)/queries --corpus $(RUN)/corpus \
-	  --out $(@D) $(SCAN) $(FLAGS) --overwrite
-	@touch $@
-
-$(RUN)/attribution/manifest.json: $(RUN)/scan/manifest.json | $(BIN)/inflcli
-	$(INFLCLI) attribute --model $(MODEL) --queries $(RUN)/queries --corpus $(RUN)/corpus \
-	  --scan $(RUN)/scan --out $(@D) $(ATTRIBUTE) $(FLAGS) --overwrite
-	@touch $@
-
-$(RUN)/report/manifest.json: $(RUN)/attribution/manifest.json $(RUN)/candidates/manifest.json | $(BIN)/inflcli
-	$(INFLCLI) report --run $(RUN) --out $(@D) $(REPORT) $(FLAGS) --overwrite
-	@touch $@
+# $(call of_set,FOLDER,QUERY FILE): the rules of one query set.
+define of_set
+$(call stage,$1/queries,precondition --model $(MODEL) --factors $(RUN)/factors --queries $2 \
+  $(PRECONDITION),$(RUN)/factors/manifest.json $2)
+$(call stage,$1/candidates,tfidf-filter --corpus $(corpus) --queries $2 $(FILTER),\
+  $(corpus)/manifest.json $2)
+$(call stage,$1/scan,scan --model $(MODEL) --queries $1/queries --corpus $(corpus) $(SCAN),\
+  $1/queries/manifest.json $(corpus)/manifest.json)
+$(call stage,$1/attribution,attribute --model $(MODEL) --queries $1/queries --corpus $(corpus) \
+  --scan $1/scan $(ATTRIBUTE),$1/scan/manifest.json)
+$(call stage,$1/report,report --run $1 $(REPORT),\
+  $1/attribution/manifest.json $1/candidates/manifest.json)
+endef
+$(foreach file,$(QUERIES),$(eval $(call of_set,$(call set_of,$(file)),$(file))))
 
 ##@ Work on it
 
@@ -167,6 +207,7 @@ check: $(VENV)/.test ## Lint, format and type check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/shellcheck .ci/run $$(git ls-files '*.sh')
 
 .PHONY: format
 format: $(VENV)/.test ## Let ruff format and mend what it can

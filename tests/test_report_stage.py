@@ -72,12 +72,24 @@ def test_the_terminal_table_is_short_unless_asked(run: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "command"), [("corpus", "prepare"), ("queries", "precondition"), ("scan", "scan")]
 )
-def test_a_missing_artifact_is_named_with_its_command(run: Path, name: str, command: str) -> None:
+def test_a_missing_artifact_is_named_with_its_command(
+    made: Path, run: Path, name: str, command: str
+) -> None:
     shutil.rmtree(run / name)
+    away = (made / name).rename(made / "away")  # where a corpus would be looked for, too
     done = _report("--run", run, "--out", run / "report")
+    away.rename(made / name)
     assert done.exit_code == 3
     assert name in done.stderr and f"inflcli {command}" in done.stderr
     assert not (run / "report").exists()
+
+
+def test_a_corpus_that_lies_elsewhere_is_found(run: Path) -> None:
+    """As the scan recorded it: several runs may share one."""
+    shutil.rmtree(run / "corpus")
+    done = _report("--run", run, "--out", run / "report")
+    assert done.exit_code == 0, done.output
+    assert (run / "report" / "index.html").is_file()
 
 
 @pytest.mark.parametrize("name", ["attribution", "candidates"])

@@ -47,7 +47,7 @@ def _current(
     """The present fingerprint of an input. Raises Unknown, InflcliError or OSError."""
     if identity.stage == "prepare" and name == "text":
         return _current_text(identity, details)
-    path = _place(recorded.path, folder)
+    path = place(recorded.path, folder)
     if (path / FILE_NAME).is_file():
         return read_manifest(path).fingerprint
     if path.is_file():
@@ -74,9 +74,14 @@ def _current_text(identity: Identity, details: dict[str, Any]) -> str:
     return of_text(sources, "").fingerprint
 
 
-def _place(recorded: str, folder: Path) -> Path:
-    """Where an input lies now: as recorded, or beside the artifact when the run was moved."""
-    for path in (Path(recorded), folder.parent / Path(recorded).name):
+def place(recorded: str, folder: Path) -> Path:
+    """Where an input of the artifact `folder` lies now. Raises Unknown.
+
+    It is as recorded, or, when the run was moved, beside the artifact or in a folder above: sets of
+    queries lie in folders of their own below what they share, and so do shards.
+    """
+    above = [parent / Path(recorded).name for parent in list(folder.resolve().parents)[:3]]
+    for path in (Path(recorded), *above):
         if path.exists() or partial_path(path).is_dir():
             return path
     raise Unknown(f"{recorded} is not here")

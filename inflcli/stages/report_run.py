@@ -20,6 +20,7 @@ from inflcli.artifacts.scan import ScanReader
 from inflcli.errors import BadInput, StaleArtifact
 from inflcli.model.resolve import load_tokenizer, resolve_folder
 from inflcli.report.tokens import TokenText
+from inflcli.stages.freshness import Unknown, place
 
 Reader = TypeVar("Reader")
 
@@ -46,12 +47,17 @@ class Run:
 
     @classmethod
     def open(cls, folder: Path) -> Run:
-        """Raises MissingArtifact, CorruptArtifact, StaleArtifact naming what does not fit."""
+        """Corpus and factors that are not in `folder` are looked for where they were.
+
+        Raises MissingArtifact, CorruptArtifact, StaleArtifact naming what does not fit.
+        """
+        queries = QueriesReader.open(folder / "queries")
+        scan = ScanReader.open(folder / "scan")
         run = cls(
-            CorpusReader.open(folder / "corpus"),
-            QueriesReader.open(folder / "queries"),
-            ScanReader.open(folder / "scan"),
-            _optional(folder / "factors", FactorsReader.open),
+            CorpusReader.open(_shared(folder, "corpus", scan.artifact)),
+            queries,
+            scan,
+            _optional(_shared(folder, "factors", queries.artifact), FactorsReader.open),
             _optional(folder / "candidates", CandidateReader.open),
             _optional(folder / "attribution", AttributionReader.open),
         )
@@ -107,6 +113,17 @@ class Run:
                 "name the one that made it with --tokenizer, or run inflcli prepare again",
             )
         return TokenText(load_tokenizer(folder))
+
+
+def _shared(folder: Path, name: str, made_from_it: Artifact) -> Path:
+    """The artifact `name` of a run, or that which several runs share."""
+    own = folder / name
+    if own.exists() or partial_path(own).is_dir():
+        return own
+    try:
+        return place(made_from_it.manifest.inputs[name].path, made_from_it.path)
+    except Unknown:
+        return own
 
 
 def _optional(path: Path, opener: Callable[[Path], Reader]) -> Reader | None:

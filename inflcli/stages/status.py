@@ -22,6 +22,7 @@ ORDER = (
     "attribute",
     "report",
 )
+SHARDS = ".shards"
 
 
 @dataclass
@@ -50,7 +51,9 @@ class ArtifactStatus:
 
 
 def status(run: Path, *, verify: bool = False) -> dict[str, Any]:
-    """Describe the artifacts directly below `run`, and their shards, in the pipeline's order.
+    """Describe the artifacts below `run`, and their shards, in the pipeline's order.
+
+    First those directly below, then those of each set of queries, which has a folder of its own.
 
     `verify` compares the content of every file with its SHA-256, which reads all of it; without it
     sizes are compared. Returns `run` and `artifacts` (ArtifactStatus as dictionaries). Raises
@@ -58,9 +61,9 @@ def status(run: Path, *, verify: bool = False) -> dict[str, Any]:
     """
     if not run.is_dir():
         raise MissingArtifact(f"no run at {run}", "name the folder that holds the artifacts")
-    folders = [folder for folder in sorted(run.iterdir()) if _is_artifact(folder)]
-    for parts in sorted(run.glob("*.shards")):
-        folders += [folder for folder in sorted(parts.rglob("*")) if _is_artifact(folder)]
+    folders = _artifacts(run)
+    sets = [folder for folder in sorted(run.iterdir()) if _may_be_set(folder)]
+    folders += [artifact for folder in sets for artifact in _artifacts(folder)]
     if not folders and _is_artifact(run):
         folders = [run]
     if not folders:
@@ -69,8 +72,28 @@ def status(run: Path, *, verify: bool = False) -> dict[str, Any]:
     for one, folder in zip(found, folders, strict=True):
         one.name = folder.relative_to(run).as_posix() if folder != run else folder.name
     _spread_staleness(found)
-    found.sort(key=lambda one: (ORDER.index(one.stage) if one.stage in ORDER else 99, one.name))
+    names = {folder.name for folder in sets}
+    found.sort(key=lambda one: _rank(one, names))
     return {"run": str(run), "artifacts": [asdict(one) for one in found]}
+
+
+def _rank(one: ArtifactStatus, sets: set[str]) -> tuple[str, int, str]:
+    first = one.name.split("/")[0]
+    order = ORDER.index(one.stage) if one.stage in ORDER else 99
+    return first if first in sets else "", order, one.name
+
+
+def _artifacts(folder: Path) -> list[Path]:
+    """Those directly in `folder`, and their shards."""
+    found = [path for path in sorted(folder.iterdir()) if _is_artifact(path)]
+    for parts in sorted(folder.glob(f"*{SHARDS}")):
+        found += [path for path in sorted(parts.rglob("*")) if _is_artifact(path)]
+    return found
+
+
+def _may_be_set(folder: Path) -> bool:
+    hidden, shards = folder.name.startswith("."), folder.name.endswith(SHARDS)
+    return folder.is_dir() and not (hidden or shards or _is_artifact(folder))
 
 
 def _is_artifact(folder: Path) -> bool:
