@@ -9,7 +9,7 @@ from pipeline import Pipeline
 
 from inflcli.artifacts.writer import ArtifactWriter
 from inflcli.model.tracked import TrackedModule
-from inflcli.stages.fit_factors import partition
+from inflcli.stages.fit_plan import partition
 
 
 def module(name: str, shares: str | None = None) -> TrackedModule:

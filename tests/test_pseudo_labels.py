@@ -18,7 +18,7 @@ from inflcli.model.batches import Batch, make_batch
 from inflcli.model.labels import SampledLabels, TrueLabels, sample
 from inflcli.model.load import LoadedModel, load_model
 from inflcli.model.passes import Passes
-from inflcli.stages.fit_factors import draw_labels
+from inflcli.stages.fit_plan import draw_labels
 
 CPU = torch.device("cpu")
 SEQUENCES = [[5, 17, 200, 31, 9, 77, 12], [40, 3, 3], [260, 11, 7, 90], [8] * 7, [1, 2]]
