@@ -45,6 +45,8 @@ class ArtifactWriter:
     """What earlier runs of the same command completed; {} at first."""
     command: tuple[str, ...] = ()
     _started: float = field(default_factory=time.monotonic)
+    _named: set[Path] = field(default_factory=set)
+    """Folders whose names are durable."""
 
     @property
     def folder(self) -> Path:
@@ -72,9 +74,10 @@ class ArtifactWriter:
         """
         if path.exists() and not (path / FILE_NAME).is_file():
             raise BadInput(f"{path} exists and is not an artifact", "choose another --out")
-        if path.exists() and _is_current(path, identity, overwrite):
-            return None
         writer = cls(path, identity, {}, command)
+        if path.exists() and _is_current(path, identity, overwrite):
+            writer._drop_old()
+            return None
         with files.write_errors(path):
             if writer._is_whole():
                 writer._publish()
@@ -110,9 +113,11 @@ class ArtifactWriter:
         # In this order: stopped anywhere, nothing takes what is left for whole.
         for name in bad:
             (self.path / name).unlink(missing_ok=True)
+            files.sync((self.path / name).parent)
         files.write_json(self.path / PROGRESS, progress)
         files.write_json(self.path / IDENTITY, _identity_json(self.identity))
         self.path.rename(self.folder)
+        files.sync(self.folder.parent)
         (self.folder / FILE_NAME).unlink()
 
     def abandon(self) -> None:
@@ -121,33 +126,40 @@ class ArtifactWriter:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _resume_or_create(self, overwrite: bool) -> None:
-        if self.folder.is_dir():
-            if (self.folder / IDENTITY).is_file():
-                before = read_identity(self.folder / IDENTITY)
-                if before.digest() == self.identity.digest():
-                    if (self.folder / PROGRESS).is_file():
-                        self.progress = files.read_json(self.folder / PROGRESS)
-                    # What a killed run was just writing, ours and zarr's, would stay for ever.
-                    for pattern in _UNFINISHED:
-                        for path in self.folder.rglob(pattern):
-                            path.unlink()
-                    return
-                # A run that got nowhere has nothing to lose.
-                if not overwrite and (self.folder / PROGRESS).is_file():
-                    changes = "; ".join(self.identity.differences(before))
-                    raise StaleArtifact(
-                        f"{self.folder} holds an unfinished run with other settings: {changes}",
-                        "finish it with its own settings, or discard it with --overwrite",
-                    )
-            shutil.rmtree(self.folder)
-        self.folder.mkdir(parents=True)
+        # A run that got nowhere has nothing to lose, and may have left anything.
+        if (self.folder / PROGRESS).is_file() and (self.folder / IDENTITY).is_file():
+            before = read_identity(self.folder / IDENTITY)
+            if before.digest() == self.identity.digest():
+                self.progress = files.read_json(self.folder / PROGRESS)
+                # What a killed run was just writing, ours and zarr's, would stay for ever.
+                for pattern in _UNFINISHED:
+                    for path in self.folder.rglob(pattern):
+                        path.unlink()
+                return
+            if not overwrite:
+                changes = "; ".join(self.identity.differences(before))
+                raise StaleArtifact(
+                    f"{self.folder} holds an unfinished run with other settings: {changes}",
+                    "finish it with its own settings, or discard it with --overwrite",
+                )
+        self._discard()
+        files.make_folder(self.folder)
         files.write_json(self.folder / IDENTITY, _identity_json(self.identity))
+
+    def _discard(self) -> None:
+        """Remove an unfinished run; first what says how far it was, lest a stop leave half of it
+        to go on from."""
+        if self.folder.is_dir():
+            (self.folder / PROGRESS).unlink(missing_ok=True)
+            files.sync(self.folder)
+            shutil.rmtree(self.folder)
 
     def commit(self, progress: dict[str, Any], written: list[Path] | None = None) -> None:
         """Record `progress`, after making the files and folders in `written` durable."""
         with files.write_errors(self.folder):
             for path in written or []:
                 files.sync_tree(path) if path.is_dir() else files.sync(path)
+            files.sync_names(written or [], self.folder, self._named)
         files.write_json(self.folder / PROGRESS, progress)
         self.progress = progress
 
@@ -206,13 +218,21 @@ class ArtifactWriter:
         """Rename into place; an old artifact of that name goes only once the new one is whole."""
         for leftover in _leftovers(self.folder):
             leftover.unlink(missing_ok=True)
-        old = self.path.with_name(self.path.name + ".old")
+        files.sync(self.folder)
         if self.path.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            self.path.rename(old)
+            self._drop_old()
+            self.path.rename(self._old)
         self.folder.rename(self.path)
         files.sync(self.path.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        self._drop_old()
+
+    @property
+    def _old(self) -> Path:
+        """Where a replaced artifact is until the new one has its name; hidden, so nobody's else."""
+        return self.path.with_name(f".{self.path.name}.old")
+
+    def _drop_old(self) -> None:
+        shutil.rmtree(self._old, ignore_errors=True)
 
 
 def describe_files(folder: Path, leave_out: Collection[Path] = ()) -> dict[str, dict[str, Any]]:
