@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from killing import OUTS, STAGES, run_stage
@@ -79,6 +80,8 @@ class Bench:
     queries: Path
     root: Path
     before: State = field(default_factory=dict)
+    other: dict[str, Any] | None = None
+    """Settings of what the power is lost in, where they are not those of the stage."""
 
     @property
     def out(self) -> Path:
@@ -90,15 +93,23 @@ class Bench:
         lay(state, self.root)
 
     def work(self) -> None:
-        run_stage(
-            self.pipeline, self.stage, f"{self.root.name}/{self.out.name}", self.text, self.queries
-        )
+        run_stage(self.pipeline, self.stage, self.name, self.text, self.queries)
+
+    @property
+    def name(self) -> str:
+        return f"{self.root.name}/{self.out.name}"
+
+    def lost_work(self) -> None:
+        if self.other is None:
+            self.work()
+        else:
+            getattr(self.pipeline, self.stage)(self.name, **self.other)
 
     def losses(self, draw: random.Random) -> list[Loss]:
         """At random instants, and right after the stage."""
         self.reset(self.before)
         with recording(self.root) as one:
-            self.work()
+            self.lost_work()
         # Threads make the number of events differ a little from run to run.
         instants = {draw.randint(1, one.events) for _ in range(LOSSES)}
         progress = self.out.with_name(f"{self.out.name}.partial") / "progress.json"
@@ -120,7 +131,7 @@ class Bench:
         self.reset(self.before)
         with pytest.MonkeyPatch.context() as patch, recording(self.root, at) as one:
             patch.setattr(ArtifactWriter, "commit", commit_and_note)
-            self.work()
+            self.lost_work()
             found.append(Loss(-1, one.after_loss(draw), progress.parent.name))
         return found
 
@@ -148,7 +159,7 @@ def check(bench: Bench, draw: random.Random, *, progress: bool) -> None:
             assert bench.out.is_dir(), what
             assert not damaged_files(bench.out, read_manifest(bench.out)), what
         else:
-            assert loss.kept_its_promise(), what
+            assert bench.other or loss.kept_its_promise(), what
             with_progress += f"{loss.partial}/progress.json" in loss.state
         bench.work()
         assert data(bench.out) == expected, what
@@ -166,11 +177,10 @@ def test_over_another_artifact(bench, whole, stage):
     """What was made with other settings stays until the new one is whole."""
     one = bench(stage, replace(whole, runtime=replace(whole.runtime, overwrite=True)))
     one.reset({})
-    other = f"{one.root.name}/{one.out.name}"
     if stage == "prepare":
-        whole.prepare(one.text, other, seq_len=12)
+        whole.prepare(one.text, one.name, seq_len=12)
     else:
-        getattr(whole, stage)(other, top_k=2)
+        getattr(whole, stage)(one.name, top_k=2)
     one.before = state_of(one.root)
     check(one, random.Random(f"{SEED} over {stage}"), progress=True)
 
@@ -186,6 +196,33 @@ def test_over_a_damaged_artifact(bench, whole, stage):
                   name.endswith("token_scores/c/1/0/0/0"))  # fmt: skip
     one.before[victim] = b"damaged"
     check(one, random.Random(f"{SEED} damaged {stage}"), progress=True)
+
+
+@pytest.mark.parametrize("stage", ["scan", "attribute"])
+def test_a_discarded_run(bench, whole, stage):
+    """What is left of it while another is begun in its place is nothing to go on from."""
+    one = bench(stage, replace(whole, runtime=replace(whole.runtime, overwrite=True)))
+    one.reset({})
+    commit = ArtifactWriter.commit
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(ArtifactWriter, "commit", stop_after(commit, 2))
+        one.work()
+    one.before = state_of(one.root)
+    assert f"{one.out.name}.partial/progress.json" in one.before
+    one.other = {"top_k": 2}
+    check(one, random.Random(f"{SEED} discarded {stage}"), progress=True)
+
+
+def stop_after(commit: Callable[..., None], count: int) -> Callable[..., None]:
+    calls = [0]
+
+    def commit_or_stop(*arguments: Any, **options: Any) -> None:
+        commit(*arguments, **options)
+        calls[0] += 1
+        if calls[0] == count:
+            raise KeyboardInterrupt
+
+    return commit_or_stop
 
 
 def state_of(folder: Path) -> State:
