@@ -152,8 +152,9 @@ test: $(VENV)/.test ## The test suite, in under ten minutes on two cores
 	$(BIN)/python -m pytest -q -m alone
 
 .PHONY: soak
-soak: $(VENV)/.test ## Kill stages at 500 random instants, and compare what they end with
-	INFLCLI_KILLS=500 $(BIN)/python -m pytest -q tests/test_killed_anywhere.py
+soak: $(VENV)/.test ## Kill stages at 500 random instants and lose power at 1,200; compare what they end with
+	INFLCLI_KILLS=500 INFLCLI_LOSSES=100 \
+	  $(BIN)/python -m pytest -q tests/test_killed_anywhere.py tests/test_power_loss.py
 
 # Each peer is measured in an environment of its own. Both ask for torchvision, which they do not
 # import here and which does not go with the CPU build of torch: so --no-deps, and what they need.

@@ -6,7 +6,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,29 @@ def sync_tree(folder: Path) -> None:
         for name in names:
             sync(Path(root) / name)
         sync(Path(root))
+
+
+def sync_names(paths: Iterable[Path], root: Path, known: set[Path]) -> None:
+    """fsync the folders between `root` and each of `paths`, so that their names survive, too.
+
+    A folder in `known` has a durable name; those found here are added. `root` itself is left out.
+    """
+    for path in paths:
+        for folder in path.parents:
+            if folder == root:
+                break
+            sync(folder)
+            if folder in known:
+                break
+            known.add(folder)
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder and those above it, durably; it may exist."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    for folder in reversed(missing):
+        folder.mkdir(exist_ok=True)
+        sync(folder.parent)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,9 +13,11 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from inflcli.artifacts.files import write_errors
+from inflcli.artifacts.files import sync, write_errors
 from inflcli.artifacts.folder import Artifact
 from inflcli.errors import CorruptArtifact
+
+_METADATA = "zarr.json"
 
 
 @dataclass(frozen=True)
@@ -31,10 +34,16 @@ class ArraySpec:
 def create_group(
     folder: Path, arrays: Mapping[str, ArraySpec], attributes: dict[str, Any]
 ) -> zarr.Group:
-    """Open the group in `folder` for writing, creating what is not there yet."""
+    """Open the group in `folder` for writing, creating what is not there yet, durably."""
+    places = [folder, *(folder / name for name in arrays)]
     with write_errors(folder):
+        for place in places:
+            _drop_unreadable(place / _METADATA)
+        missing = [place for place in places if not (place / _METADATA).exists()]
         group = zarr.open_group(folder, mode="a")
-        group.attrs.update(attributes)
+        if dict(group.attrs) != attributes:
+            group.attrs.update(attributes)
+            missing.append(folder)
         for name, spec in arrays.items():
             if name not in group:
                 group.create_array(
@@ -47,7 +56,20 @@ def create_group(
                     # A chunk of fill values is written too: a missing file is always damage.
                     config={"write_empty_chunks": True},
                 )
+        for place in missing:
+            sync(place / _METADATA)
+            sync(place)
     return group
+
+
+def _drop_unreadable(metadata: Path) -> None:
+    """Remove what a loss of power left of an array's or group's description; chunks stay."""
+    try:
+        json.loads(metadata.read_bytes())
+    except FileNotFoundError:
+        pass
+    except ValueError:
+        metadata.unlink()
 
 
 def create_alike(folder: Path, artifact: Artifact) -> zarr.Group:

@@ -37,6 +37,8 @@ class Ledger:
     """{} at first. Lists in it name pieces that are done; what else a stage likes to keep."""
     epoch: int = 0
     """Ledgers of other ranks count only if they are of the first one's epoch."""
+    _named: set[Path] = field(default_factory=set)
+    """Folders whose names are durable."""
 
     @classmethod
     def resume(cls, folder: Path) -> Self:
@@ -107,6 +109,7 @@ class Ledger:
         with files.write_errors(self.folder):
             for path in written or []:
                 files.sync_tree(path) if path.is_dir() else files.sync(path)
+            files.sync_names(written or [], self.folder, self._named)
         files.write_json(ledger_path(self.folder, self.rank), {**progress, _EPOCH: self.epoch})
         self.progress = progress
 

@@ -24,7 +24,7 @@ from inflcli.artifacts import files
 def exclusive(artifact: Path, waiting: Callable[[str], None]) -> Iterator[None]:
     """Hold the artifact's lock; where another process does, tell `waiting` who, and wait."""
     with files.write_errors(artifact):
-        artifact.parent.mkdir(parents=True, exist_ok=True)
+        files.make_folder(artifact.parent)
         lock = FileLock(_beside(artifact, "lock"))
         owner = _beside(artifact, "owner")
         try:

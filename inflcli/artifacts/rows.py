@@ -17,7 +17,7 @@ import zarr
 from numpy.typing import ArrayLike, NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from inflcli.artifacts.files import sync, write_errors
+from inflcli.artifacts.files import sync, sync_names, write_errors
 from inflcli.errors import CorruptArtifact
 
 _METADATA = "zarr.json"
@@ -78,6 +78,7 @@ class RowWriter:
         self._pending = len(self._parts[0])
         self._stored = rows - self._pending
         self._unsynced: list[Path] = []
+        self._named: set[Path] = set()
         with write_errors(self.folder):
             (self.folder / _METADATA).unlink(missing_ok=True)
             self._array = group.create_array(
@@ -120,10 +121,10 @@ class RowWriter:
 
     def make_durable(self) -> None:
         """fsync the files written since the last call, and the folders that name them."""
-        folders = {folder for path in self._unsynced for folder in (path.parent, self.folder)}
         with write_errors(self.folder):
-            for path in (*self._unsynced, *folders):
+            for path in self._unsynced:
                 sync(path)
+            sync_names(self._unsynced, self.folder.parent, self._named)
         self._unsynced = []
 
     def _store(self, data: NDArray[Any]) -> None:

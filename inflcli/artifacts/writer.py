@@ -77,9 +77,10 @@ class ArtifactWriter:
         """
         if path.exists() and not (path / FILE_NAME).is_file():
             raise BadInput(f"{path} exists and is not an artifact", "choose another --out")
-        if path.exists() and _is_current(path, identity, overwrite):
-            return None
         writer = cls(path, identity, Ledger(partial_path(path)), command)
+        if path.exists() and _is_current(path, identity, overwrite):
+            writer._drop_old()
+            return None
         with files.write_errors(path):
             if writer._is_whole():
                 writer._publish()
@@ -117,9 +118,11 @@ class ArtifactWriter:
         # In this order: stopped anywhere, nothing takes what is left for whole.
         for name in bad:
             (self.path / name).unlink(missing_ok=True)
+            files.sync((self.path / name).parent)
         files.write_json(ledger_path(self.path), progress)
         files.write_json(self.path / IDENTITY, _identity_json(self.identity))
         self.path.rename(self.folder)
+        files.sync(self.folder.parent)
         (self.folder / FILE_NAME).unlink()
 
     def abandon(self) -> None:
@@ -128,31 +131,43 @@ class ArtifactWriter:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _resume_or_create(self, overwrite: bool) -> None:
-        if self.folder.is_dir():
-            if (self.folder / IDENTITY).is_file():
-                before = read_identity(self.folder / IDENTITY)
-                if before.digest() == self.identity.digest():
-                    # What a killed run was just writing, ours and zarr's, would stay for ever.
-                    for pattern in _UNFINISHED:
-                        for path in self.folder.rglob(pattern):
-                            path.unlink()
-                    try:
-                        self.ledger = Ledger.resume(self.folder)
-                    except CorruptArtifact:
-                        if not overwrite:
-                            raise
-                    else:
-                        return
-                # A run that got nowhere has nothing to lose.
-                elif not overwrite and ledger_path(self.folder).is_file():
-                    changes = "; ".join(self.identity.differences(before))
-                    raise StaleArtifact(
-                        f"{self.folder} holds an unfinished run with other settings: {changes}",
-                        "finish it with its own settings, or discard it with --overwrite",
-                    )
-            shutil.rmtree(self.folder)
-        self.folder.mkdir(parents=True)
+        # A run that got nowhere has nothing to lose, and may have left anything.
+        if ledger_path(self.folder).is_file() and (self.folder / IDENTITY).is_file():
+            before = read_identity(self.folder / IDENTITY)
+            same = before.digest() == self.identity.digest()
+            if same and self._resume(overwrite):
+                return
+            if not (same or overwrite):
+                changes = "; ".join(self.identity.differences(before))
+                raise StaleArtifact(
+                    f"{self.folder} holds an unfinished run with other settings: {changes}",
+                    "finish it with its own settings, or discard it with --overwrite",
+                )
+        self._discard()
+        files.make_folder(self.folder)
         files.write_json(self.folder / IDENTITY, _identity_json(self.identity))
+
+    def _resume(self, overwrite: bool) -> bool:
+        """Take up what an earlier run did; False where that is damaged and may be overwritten."""
+        # What a killed run was just writing, ours and zarr's, would stay for ever.
+        for pattern in _UNFINISHED:
+            for path in self.folder.rglob(pattern):
+                path.unlink()
+        try:
+            self.ledger = Ledger.resume(self.folder)
+        except CorruptArtifact:
+            if not overwrite:
+                raise
+            return False
+        return True
+
+    def _discard(self) -> None:
+        """Remove an unfinished run; first what says how far it was, lest a stop leave half of it
+        to go on from."""
+        if self.folder.is_dir():
+            ledger_path(self.folder).unlink(missing_ok=True)
+            files.sync(self.folder)
+            shutil.rmtree(self.folder)
 
     def commit(self, progress: dict[str, Any], written: list[Path] | None = None) -> None:
         """Record `progress`, after making the files and folders in `written` durable."""
@@ -186,13 +201,21 @@ class ArtifactWriter:
         """Rename into place; an old artifact of that name goes only once the new one is whole."""
         for leftover in _leftovers(self.folder):
             leftover.unlink(missing_ok=True)
-        old = self.path.with_name(self.path.name + ".old")
+        files.sync(self.folder)
         if self.path.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            self.path.rename(old)
+            self._drop_old()
+            self.path.rename(self._old)
         self.folder.rename(self.path)
         files.sync(self.path.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        self._drop_old()
+
+    @property
+    def _old(self) -> Path:
+        """Where a replaced artifact is until the new one has its name; hidden, so nobody's else."""
+        return self.path.with_name(f".{self.path.name}.old")
+
+    def _drop_old(self) -> None:
+        shutil.rmtree(self._old, ignore_errors=True)
 
 
 def describe_files(folder: Path, leave_out: Collection[Path] = ()) -> dict[str, dict[str, Any]]:
