@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from pipeline import Pipeline
 
-from inflcli.artifacts.writer import ArtifactWriter
+from inflcli.artifacts.ledger import Ledger
 from inflcli.model.tracked import TrackedModule
 from inflcli.stages.fit_plan import partition
 
@@ -64,16 +64,16 @@ def test_it_resumes_in_the_middle_of_the_parts(pipeline, monkeypatch, stop_at):
     """Also with other memory than before: the parts are those that the run began with."""
     whole = pipeline.fit("whole")
     patient = replace(pipeline, runtime=replace(pipeline.runtime, checkpoint_seconds=0.0))
-    commit, calls = ArtifactWriter.commit, []
+    record, calls = Ledger.record, []
 
     def stop(self, *arguments):
-        commit(self, *arguments)
+        record(self, *arguments)
         calls.append(1)
         if len(calls) == stop_at:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(ArtifactWriter, "commit", stop)
+        patch.setattr(Ledger, "record", stop)
         with pytest.raises(KeyboardInterrupt):
             in_parts(patient).fit("parts")
     assert tensor_files(patient.fit("parts")) == tensor_files(whole)

@@ -21,6 +21,7 @@ from test_killed_anywhere import data
 
 from inflcli.artifacts import scan as scan_store
 from inflcli.artifacts.folder import damaged_files
+from inflcli.artifacts.ledger import Ledger
 from inflcli.artifacts.manifest import read_manifest
 from inflcli.artifacts.writer import ArtifactWriter
 from inflcli.stages import prepare as prepare_stage
@@ -122,15 +123,15 @@ class Bench:
                     Loss(event, state, progress.parent.name, {promised[0], read(progress)})
                 )
 
-        commit = ArtifactWriter.commit
+        record = Ledger.record
 
-        def commit_and_note(self: ArtifactWriter, *arguments, **options) -> None:
-            commit(self, *arguments, **options)
+        def record_and_note(self: Ledger, *arguments, **options) -> None:
+            record(self, *arguments, **options)
             promised[0] = read(progress)
 
         self.reset(self.before)
         with pytest.MonkeyPatch.context() as patch, recording(self.root, at) as one:
-            patch.setattr(ArtifactWriter, "commit", commit_and_note)
+            patch.setattr(Ledger, "record", record_and_note)
             self.lost_work()
             found.append(Loss(-1, one.after_loss(draw), progress.parent.name))
         return found
