@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_TILE = 512
+TILE = 512
 
 
 def block_sizes(size: int, blocks: int) -> list[int]:
@@ -39,7 +39,7 @@ class CovarianceSum:
         parts = rows.split([block.shape[0] for block in self.blocks], dim=1)
         for block, part in zip(self.blocks, parts, strict=True):
             first = 0
-            for width in block_sizes(len(block), -(-len(block) // _TILE)):
+            for width in block_sizes(len(block), -(-len(block) // TILE)):
                 tile = slice(first, first + width)
                 block[tile, first:].addmm_(part[:, tile].T, part[:, first:])
                 first += width

@@ -36,7 +36,7 @@ from inflcli.stages.compression import Compressed, compress, queries_a_chunk
 from inflcli.stages.inverses import read_inverses
 
 STAGE = "precondition"
-_LARGEST_CHUNK = 2.0 * 2**30
+LARGEST_CHUNK = 2.0 * 2**30
 """Bytes: larger chunks of queries are no faster."""
 _LOSSY_BELOW = 0.9
 _WARNINGS = 3
@@ -135,7 +135,7 @@ class Precondition:
             max(len(query.tokens) for query in queries),
             config,
             model.statistics_dtype.itemsize,
-            min(_LARGEST_CHUNK, budget(runtime.memory_gib, model.device)),
+            min(LARGEST_CHUNK, budget(runtime.memory_gib, model.device)),
         )
         self.inverses: dict[str, DampedInverse] = {}
         # Products of bfloat16 hold no more than bfloat16 does.
@@ -143,7 +143,10 @@ class Precondition:
         self.stored = torch.bfloat16 if fast else model.statistics_dtype
 
     def run(self) -> Artifact:
-        self.inverses = read_inverses(self.factors, self.modules, self.config, self.model)
+        factors = self.factors
+        self.inverses = read_inverses(
+            factors.artifact.path, factors.mean_tokens, self.modules, self.config, self.model
+        )
         done = self.writer.progress.get("queries", 0)
         described: list[dict[str, Any]] = self.writer.progress.get("described", [])
         chunks: int = self.writer.progress.get("chunks", 0)
