@@ -180,6 +180,14 @@ bench-long: $(PEERS:%=$(VENV)-%/.ready) $(VENV)/.bench downloads/smollm2/model/c
 	$(BENCH) --shapes gpt2-256x4 llama-2048x1 smollm2
 	$(MAKE) --no-print-directory bench-figure
 
+.PHONY: bench-plan
+bench-plan: $(BIN)/inflcli downloads/smollm2/model/config.json ## Hold plan's predictions against the runs that follow
+	$(BIN)/python benchmarks/plan.py --name demo --model inflcli/demo/model \
+	  --text inflcli/demo/corpus.jsonl --queries inflcli/demo/queries.jsonl --seq-len 256 --fit 600
+	$(BIN)/python benchmarks/plan.py --name smollm2 --model downloads/smollm2/model \
+	  --text downloads/smollm2/corpus.jsonl --queries benchmarks/smollm2-queries.jsonl \
+	  --seq-len 64 --fit 200
+
 .PHONY: bench-figure
 bench-figure: $(VENV)/.bench ## Put the benchmark's results into the README
 	$(BIN)/python benchmarks/figure.py $(wildcard $(patsubst %,benchmarks/results/%-$(DEVICE).json,\

@@ -6,9 +6,9 @@ decides only how the work is carried out (where, how wide, how loud) and never e
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 CURVATURES = ("ekfac", "kfac", "identity")
 LABELS = ("sampled", "true")
@@ -181,3 +181,30 @@ class ReportConfig(StageConfig):
     formats: tuple[str, ...] = field(default=("html",))
     top_k: int = 20
     dataset_size: int | None = None
+
+
+@dataclass(frozen=True)
+class PlanConfig:
+    """What is planned: the stages' settings, and the size of what is not there yet."""
+
+    fit: FitFactorsConfig
+    precondition: PreconditionConfig
+    scan: ScanConfig
+    attribute: AttributeConfig
+    sequences: int | None = None
+    """Without a corpus: how many sequences, of `seq_len` tokens each."""
+    seq_len: int | None = None
+    n_queries: int | None = None
+    """Without a query file: how many queries."""
+    shards: int = 1
+    calibrate: bool = True
+
+    def with_arithmetic(self, dtype: str, precision: str) -> Self:
+        """The same for every stage."""
+        return replace(
+            self,
+            fit=replace(self.fit, dtype=dtype, precision=precision),
+            precondition=replace(self.precondition, dtype=dtype, precision=precision),
+            scan=replace(self.scan, dtype=dtype, precision=precision),
+            attribute=replace(self.attribute, dtype=dtype),
+        )

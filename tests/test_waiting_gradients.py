@@ -61,6 +61,6 @@ def test_a_scan_whose_gradients_wait(tiny_model, tiny_text, tiny_queries, tmp_pa
     pipeline.precondition(tiny_queries)
     usual = layer_scores(pipeline.with_batches(2).scan("usual"))
     for share in (3 / 5, 3 / 7, 3 / 1000):
-        monkeypatch.setattr(scoring, "_QUERIES_A_GRADIENT", share)
+        monkeypatch.setattr(scoring, "QUERIES_A_GRADIENT", share)
         found = layer_scores(pipeline.with_batches(2).scan(f"waiting-{share}"))
         np.testing.assert_allclose(found, usual, rtol=1e-6, atol=1e-6)

@@ -93,6 +93,6 @@ class FactorsReader:
 
     @property
     def mean_tokens(self) -> float:
-        """T̄: predicted tokens a sequence, over the sequences of the fit."""
+        """T̄: predicted tokens a sequence, over the sequences of the fit; 0 without any."""
         counts = self.artifact.manifest.counts
-        return float(counts["predicted_tokens"]) / float(counts["sequences"])
+        return float(counts["predicted_tokens"]) / max(float(counts["sequences"]), 1.0)

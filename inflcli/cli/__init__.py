@@ -12,6 +12,7 @@ from inflcli.cli import (
     attribute,
     fit_factors,
     merge,
+    plan,
     precondition,
     prepare,
     report,
@@ -42,6 +43,7 @@ COMMANDS = (
     attribute,
     report,
     merge,
+    plan,
     status,
 )
 for module in COMMANDS:

@@ -104,7 +104,7 @@ def command(
     factor = 0.1 if damping_factor is None and damping is None else damping_factor
     config = PreconditionConfig(
         curvature=common.choice("curvature", curvature, ("auto", *CURVATURES)),
-        **_compression(rank, keep, max_rank),
+        **compression(rank, keep, max_rank),
         damping_factor=factor,
         damping=damping,
         bos=bos,
@@ -123,7 +123,7 @@ def command(
     common.finish(precondition(model, factors, queries, out, config, runtime), as_json)
 
 
-def _compression(rank: str | None, keep: float | None, max_rank: int | None) -> dict[str, Any]:
+def compression(rank: str | None, keep: float | None, max_rank: int | None) -> dict[str, Any]:
     """The settings `rank`, `keep` and `max_rank`. Raises BadInput."""
     if rank is not None and keep is not None:
         raise BadInput("--rank and --keep exclude each other")

@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-_TILE = 512
+TILE = 512
 
 
 def block_sizes(size: int, blocks: int) -> list[int]:
@@ -40,7 +40,7 @@ class CovarianceSum:
         parts = rows.split([block.shape[0] for block in self.blocks], dim=1)
         for block, part in zip(self.blocks, parts, strict=True):
             first = 0
-            for width in block_sizes(len(block), -(-len(block) // _TILE)):
+            for width in block_sizes(len(block), -(-len(block) // TILE)):
                 tile = slice(first, first + width)
                 block[tile, first:].addmm_(part[:, tile].T, part[:, first:])
                 first += width
@@ -53,7 +53,7 @@ class CovarianceSum:
 
 def _mirrored(block: Tensor) -> Tensor:
     """Copy, in place, what is right of the diagonal to its left; tile by tile, within the cache."""
-    tiles = block_sizes(len(block), -(-len(block) // _TILE))
+    tiles = block_sizes(len(block), -(-len(block) // TILE))
     edges = [sum(tiles[:number]) for number in range(len(tiles) + 1)]
     spans = [slice(*pair) for pair in pairwise(edges)]
     for number, rows in enumerate(spans):

@@ -56,15 +56,15 @@ def truncate(v: Tensor, rank: int) -> LowRank:
     """
     rank = min(rank, *v.shape[-2:])
     wide = v if v.shape[-2] <= v.shape[-1] else v.mT
-    find = _exact if _is_exact(wide, rank) else _randomised
+    find = _exact if is_exact(wide.shape[-2], rank, wide.dtype) else _randomised
     short, long, energies = find(wide, rank)
     left, right = (short, long) if wide is v else (long, short)
     return LowRank(left, right, energies)
 
 
-def _is_exact(wide: Tensor, rank: int) -> bool:
-    short = wide.shape[-2]
-    limit = _EXACT_FLOAT64_UP_TO if wide.dtype == torch.float64 else _EXACT_UP_TO
+def is_exact(short: int, rank: int, dtype: torch.dtype) -> bool:
+    """Whether matrices with a short side of that size are truncated exactly."""
+    limit = _EXACT_FLOAT64_UP_TO if dtype == torch.float64 else _EXACT_UP_TO
     return short <= limit or (1 + _ITERATIONS) * _width(rank) >= short
 
 

@@ -79,6 +79,21 @@ def factored_cost(shape: ModuleShape, work: Work) -> float:
     return columns * rows + work.balance * moved
 
 
+def route_macs(route: str, shape: ModuleShape, work: Work) -> float:
+    """MACs a token of a route's matrix products alone; what is done once is spread over the scan.
+
+    The shared route is counted as a dense one, which it is at most.
+    """
+    weights, columns = shape.outputs * shape.inputs, shape.columns or 0
+    if route == "factored":
+        scored = columns * work.queries if work.token_scores else 0
+        return columns * (shape.outputs + shape.inputs) + scored
+    once = columns * weights / work.scanned
+    if work.token_scores:
+        return work.queries * weights + once
+    return weights + work.queries * weights / work.tokens + once
+
+
 def dense_bytes(shape: ModuleShape, work: Work) -> int:
     return work.queries * shape.outputs * shape.inputs * work.element
 

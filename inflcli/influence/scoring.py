@@ -21,7 +21,7 @@ from torch import Tensor
 
 _GRADIENT_ELEMENTS = 1 << 25
 """Numbers of DW formed at once."""
-_QUERIES_A_GRADIENT = 16
+QUERIES_A_GRADIENT = 16
 """Queries for every DW that waits: waiting takes a sixteenth of the queries' memory at most."""
 _COLUMN_ELEMENTS = 1 << 23
 """Numbers of a K and of g L held at once."""
@@ -30,7 +30,7 @@ _COLUMN_ELEMENTS = 1 << 23
 def scored_together(sequences: float, queries: int, outputs: int, inputs: int) -> float:
     """Sequences that one reading of the dense queries serves, with batches of `sequences`."""
     formed = max(1, _GRADIENT_ELEMENTS // (outputs * inputs))
-    return max(min(sequences, formed), queries // _QUERIES_A_GRADIENT)
+    return max(min(sequences, formed), queries // QUERIES_A_GRADIENT)
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class WaitingGradients:
 
     def add(self, rows: Tensor, a: Tensor, g: Tensor) -> tuple[Tensor, Tensor] | None:
         """The rows [n] and scores [n, Q] of what waited, and of this batch, if that is enough."""
-        enough = self.queries.count // _QUERIES_A_GRADIENT
+        enough = self.queries.count // QUERIES_A_GRADIENT
         if len(rows) >= enough:
             return rows, self.queries.sequence_scores(a, g)
         self._rows.append(rows)

@@ -58,6 +58,10 @@ class Capture:
         self._handles.clear()
         self._inputs.clear()
 
+    def held(self) -> list[Tensor]:
+        """The inputs that wait for their gradients."""
+        return list(self._inputs.values())
+
     def _forward_hook(self, module: TrackedModule) -> Callable[..., Tensor | None]:
         def hook(target: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
             self._inputs[module.name] = arguments[0].detach()

@@ -18,7 +18,7 @@ from inflcli.ekfac.inverse import RotatedGradients
 from inflcli.model.tracked import TrackedModule
 from inflcli.stages import common
 
-_FIRST_RANK = 64
+FIRST_RANK = 64
 _MATRIX_BYTES = 1 << 23
 """Matrices worked on together: more leave the cache, and are no faster."""
 _TOKENS_A_CHUNK = 4096
@@ -154,7 +154,7 @@ def _allocated(found: list[Candidates], share: float) -> Iterator[tuple[str, Com
     """
     count = found[0].gradients.a.shape[0]
     sizes = [candidates.module.inputs + candidates.module.outputs for candidates in found]
-    wanting, rank = [list(range(count)) for _ in found], _FIRST_RANK
+    wanting, rank = [list(range(count)) for _ in found], FIRST_RANK
     while any(wanting):
         for candidates, rows in zip(found, wanting, strict=True):
             candidates.find(rows, rank)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from inflcli.artifacts import factors as store
-from inflcli.artifacts.factors import Eigen, FactorsReader
+from inflcli.artifacts.factors import Eigen
 from inflcli.config import PreconditionConfig
 from inflcli.ekfac import Basis, DampedInverse, damping_value, kfac_eigenvalues
 from inflcli.errors import BadInput
@@ -15,18 +17,20 @@ from inflcli.stages import common
 
 
 def read_inverses(
-    factors: FactorsReader,
+    folder: Path,
+    mean_tokens: float,
     modules: list[TrackedModule],
     config: PreconditionConfig,
     model: LoadedModel,
 ) -> dict[str, DampedInverse]:
-    """Modules that share their input share its Q_A in memory, too. Bases are bfloat16 when fast.
+    """Of the factors in `folder`, fitted on sequences of `mean_tokens` predicted tokens.
 
+    Modules that share their input share its Q_A in memory, too. Bases are bfloat16 when fast.
     Raises BadInput for a singular curvature, NumericalFault.
     """
     if config.curvature == "identity":
         return {module.name: DampedInverse(None, None, 0.0) for module in modules}
-    folder, device = factors.artifact.path, model.device
+    device = model.device
     held = torch.bfloat16 if config.precision == "fast" else None
     inputs: dict[str, tuple[Eigen, Basis]] = {}
     inverses = {}
@@ -39,7 +43,7 @@ def read_inverses(
         if config.curvature == "ekfac":
             eigenvalues = store.read_corrected(folder, module.name)
         else:
-            eigenvalues = kfac_eigenvalues(eigen_s.values, eigen_a.values, factors.mean_tokens)
+            eigenvalues = kfac_eigenvalues(eigen_s.values, eigen_a.values, mean_tokens)
         common.require_finite(eigenvalues, "curvature", module.name)
         damping = damping_value(eigenvalues, config.damping_factor, config.damping)
         eigenvalues = eigenvalues.to(device=device, dtype=model.statistics_dtype)

@@ -38,7 +38,7 @@ from inflcli.stages.inverses import read_inverses
 from inflcli.stages.kept import describe, describe_kept, warn_if_lossy
 
 STAGE = "precondition"
-_LARGEST_CHUNK = 2.0 * 2**30
+LARGEST_CHUNK = 2.0 * 2**30
 """Bytes: larger chunks of queries are no faster."""
 _NEEDS = {"ekfac": ("ekfac",), "kfac": ("ekfac", "kfac"), "identity": ("ekfac", "kfac", "identity")}
 
@@ -157,7 +157,7 @@ class Precondition:
             max(len(query.tokens) for query in queries),
             config,
             model.statistics_dtype.itemsize,
-            min(_LARGEST_CHUNK, budget(runtime.memory_gib, model.device)),
+            min(LARGEST_CHUNK, budget(runtime.memory_gib, model.device)),
         )
         self.inverses: dict[str, DampedInverse] = {}
         # Products of bfloat16 hold no more than bfloat16 does.
@@ -165,7 +165,10 @@ class Precondition:
         self.stored = torch.bfloat16 if fast else model.statistics_dtype
 
     def run(self) -> Artifact:
-        self.inverses = read_inverses(self.factors, self.modules, self.config, self.model)
+        factors = self.factors
+        self.inverses = read_inverses(
+            factors.artifact.path, factors.mean_tokens, self.modules, self.config, self.model
+        )
         progress = self.writer.progress
         chunks, described = progress.get("chunks", []), progress.get("described", [])
         done = sum(chunks)

@@ -24,7 +24,7 @@ from inflcli.artifacts.manifest import Identity, Manifest
 from inflcli.artifacts.queries import QueriesReader
 from inflcli.config import Runtime, ScanConfig
 from inflcli.errors import BadInput
-from inflcli.influence.cost import BALANCE, Work
+from inflcli.influence.cost import Work
 from inflcli.influence.topk import RunningTop
 from inflcli.model.batches import plan_batches
 from inflcli.model.labels import TrueLabels
@@ -39,6 +39,7 @@ from inflcli.stages.scoring import (
     load_queries,
     on_route,
     pick_routes,
+    scan_work,
 )
 from inflcli.stages.units import Unit, ignore, read_units
 
@@ -264,15 +265,13 @@ class Scan:
 
     def _work(self, held: torch.dtype) -> Work:
         lengths = self.corpus.lengths[self.ids]
-        batches = len(plan_batches(self.ids, lengths, self.runtime.batch_size))
-        device = "cpu" if self.model.device.type == "cpu" else "cuda"
-        return Work(
+        return scan_work(
+            lengths,
+            len(plan_batches(self.ids, lengths, self.runtime.batch_size)),
             queries=len(self.queries.ids),
-            sequences=len(self.ids) / batches,
-            tokens=float(lengths.mean()),
+            device=self.model.device,
+            precision=self.config.precision,
             element=held.itemsize,
-            balance=BALANCE[device, self.config.precision],
-            scanned=float(lengths.sum()),
             token_scores=self.config.token_scores,
         )
 

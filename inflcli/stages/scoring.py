@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from inflcli import console
 from inflcli.artifacts.queries import QueriesReader
-from inflcli.influence.cost import ModuleShape, Work, choose_routes
+from inflcli.influence.cost import BALANCE, ModuleShape, Work, choose_routes
 from inflcli.influence.scoring import DenseQueries, FactoredQueries, WaitingGradients
 from inflcli.influence.shared import SharedQueries, share
 from inflcli.model.tracked import TrackedModule
@@ -98,6 +100,31 @@ def pick_routes(
         columns = queries.left.shape[1] if isinstance(queries, FactoredQueries) else None
         shapes[module.name] = ModuleShape(module.outputs, module.inputs, columns)
     return choose_routes(shapes, work, memory=memory, forced=forced)
+
+
+def scan_work(
+    lengths: NDArray[np.int32],
+    batches: int,
+    *,
+    queries: int,
+    device: torch.device,
+    precision: str,
+    element: int,
+    token_scores: bool,
+) -> Work:
+    """What the routes are chosen for: a scan of sequences of these lengths, in so many batches.
+
+    `element` are the bytes of a number of a dense query.
+    """
+    return Work(
+        queries=queries,
+        sequences=len(lengths) / batches,
+        tokens=float(lengths.mean()),
+        element=element,
+        balance=BALANCE["cpu" if device.type == "cpu" else "cuda", precision],
+        scanned=float(lengths.sum()),
+        token_scores=token_scores,
+    )
 
 
 def on_route(queries: DenseQueries | FactoredQueries, route: str, held: torch.dtype) -> Queries:

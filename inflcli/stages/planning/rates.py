@@ -1,0 +1,90 @@
+"""How fast, and in what memory, a device does the stages' work."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from inflcli.model.tracked import TrackedModule
+from inflcli.stages.planning.task import Task
+
+PASSES = ("covariance", "corrected", "queries", "scan", "attribute")
+KINDS = (*PASSES, "eigenvectors")
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What `timing` measures, or a guess at it."""
+
+    speed: Mapping[str, float]
+    """FLOPs a second, by kind of work."""
+    working: Mapping[str, float]
+    """Bytes that a kind of work takes at its peak, beside the model, the sums and the queries."""
+    base: float
+    """Bytes in memory with the model loaded: the host's, or on a GPU the device's."""
+    start: float
+    """Seconds until a stage begins its work: the programme, its checks, the model."""
+    read: float
+    """Bytes of tensors a second from an artifact to the device."""
+    write: float
+    """Bytes of tensors a second into an artifact, durably."""
+    digest: float
+    """Bytes a second of an artifact's checksums."""
+    columns: Mapping[str, float]
+    """Components that are kept of a query in each module, on average."""
+    bounded: bool
+    """Whether `columns` are only what they are at most."""
+    sampled: Mapping[str, float]
+    """What was measured on: batches, tokens, matrices, queries. Empty for a guess."""
+
+
+# FLOPs a second. Of a core of a CPU with matrix units, as measured here, without them a quarter;
+# of a GPU a third of what an A100's data sheet says, eigenvectors by experience of LAPACK's kin.
+# A plan that is not calibrated says that its times are rough.
+_GUESSED = {
+    "cpu": dict.fromkeys(PASSES, 50e9) | {"eigenvectors": 10e9},
+    "cuda": dict.fromkeys(PASSES, 50e12) | {"eigenvectors": 500e9},
+}
+_WITHOUT_FAST = {"cpu": 0.5, "cuda": 0.15}
+_PROGRAMME_BYTES = {"cpu": 500e6, "cuda": 0.0}
+_START = 6.0
+_DISK = 1e9
+_LOGITS_HELD = 3 * 4 * (1 << 24)
+"""Bytes of the head's chunk and its copies."""
+_TOKENS_A_BATCH = 4096
+
+
+def most_columns(module: TrackedModule, task: Task) -> int:
+    """The highest rank that a query may keep in a module."""
+    config, short = task.config.precondition, min(module.inputs, module.outputs)
+    wanted = config.rank if config.keep is None else config.max_rank
+    return min(wanted or short, short)
+
+
+def guess(task: Task) -> Rates:
+    """Rates without any measurement."""
+    kind, outline = task.device.type, task.outline
+    kind = kind if kind in _GUESSED else "cuda"
+    width, batch = task.text.width, task.batch_size
+    positions = batch * width if batch else max(width, _TOKENS_A_BATCH)
+    share = task.dtype.itemsize / 4
+    held = positions * outline.held * share + _LOGITS_HELD
+    cores = (os.cpu_count() or 1) if kind == "cpu" else 1
+    factor = cores * (1.0 if task.fast else _WITHOUT_FAST[kind])
+    weights = outline.parameters * task.dtype.itemsize
+    largest = max(max(m.inputs, m.outputs) for m in outline.modules)
+    query = sum(len(one.tokens) for one in task.encoded) * outline.held * share
+    return Rates(
+        speed={name: speed * factor for name, speed in _GUESSED[kind].items()},
+        working=dict.fromkeys(PASSES, held)
+        | {"queries": query + 5 * largest**2 * 8, "eigenvectors": 6 * largest**2 * 8},
+        base=_PROGRAMME_BYTES[kind] + weights,
+        start=_START + weights / _DISK,
+        read=_DISK,
+        write=_DISK / 2,
+        digest=_DISK,
+        columns={module.name: float(most_columns(module, task)) for module in outline.modules},
+        bounded=task.config.precondition.keep is not None,
+        sampled={},
+    )

@@ -1,0 +1,221 @@
+"""Timing the fit: its two passes on a few batches, and the eigenvectors of some layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from inflcli.artifacts import factors as store
+from inflcli.artifacts.folder import describe_files
+from inflcli.ekfac import Basis, CorrectedSum, CovarianceSum, kfac_eigenvalues
+from inflcli.ekfac.covariance import block_sizes
+from inflcli.model.batches import Batch
+from inflcli.model.passes import Passes
+from inflcli.model.tracked import TrackedModule
+from inflcli.stages.eigenvectors import Matrix, covariances, write_eigenvectors
+from inflcli.stages.fit_plan import draw_labels, read_bases
+from inflcli.stages.planning.estimates import fit_parts, sums_bytes
+from inflcli.stages.planning.flops import (
+    corrected_flops,
+    covariance_flops,
+    eigenvector_flops,
+)
+from inflcli.stages.planning.measure import measured, now
+from inflcli.stages.planning.timing import Timed
+from inflcli.stages.statistics import CorrectedStatistics, CovarianceStatistics
+
+_DECOMPOSITION_SECONDS = 20.0
+"""Layers are decomposed for about so long, and one of them for no longer than three times that."""
+_PROBE = 512
+_NOISE_FALLS = 0.45
+"""Measured: 0.45 on SmolLM2 from 72 sequences to 200, faster on the demo's model."""
+
+
+@dataclass
+class FittedLayers:
+    """Layers whose factors lie in the folder, as far as a handful of batches makes factors."""
+
+    modules: list[TrackedModule]
+    mean_tokens: float
+
+
+def time_fit(timed: Timed) -> FittedLayers:
+    """Rates of covariance, eigenvectors and corrected, and of reading and writing factors."""
+    parts = fit_parts(timed.task)
+    if not parts:
+        return FittedLayers([], 0.0)
+    statistics, tokens = _covariance(timed, parts[0][1])
+    some = _eigenvectors(timed, statistics, parts[0][1])
+    del statistics
+    if timed.task.config.fit.curvature == "ekfac":
+        second = next(modules for phase, modules in parts if phase == "corrected")
+        names = {module.name for module in second}
+        some = [module for module in some if module.name in names]
+        _corrected(timed, second, some)
+    return FittedLayers(some, tokens)
+
+
+def _covariance(timed: Timed, modules: list[TrackedModule]) -> tuple[CovarianceStatistics, float]:
+    task, model = timed.task, timed.model
+    passes = Passes.for_model(model, modules, task.config.fit.precision)
+    labels = draw_labels(task.config.fit, 0)
+    with measured(model.device) as found:
+        statistics = CovarianceStatistics(modules, task.config.fit.blocks, model)
+
+        def run(batch: Batch) -> None:
+            statistics.begin(batch)
+            passes.run(batch, labels, statistics.consume)
+
+        seconds, reading = timed.passes("covariance", timed.plans(task.fit_ids), run)
+    timed.speed["covariance"] = covariance_flops(task, modules, reading) / seconds
+    sums = sums_bytes(task, "covariance", modules, task.config.fit.blocks)
+    timed.working["covariance"] = found.growth - sums
+    return statistics, reading.predicted / reading.sequences
+
+
+def _eigenvectors(
+    timed: Timed, statistics: CovarianceStatistics, modules: list[TrackedModule]
+) -> list[TrackedModule]:
+    """Decompose the covariances of some layers into the folder; their modules."""
+    task, device = timed.task, timed.model.device
+    layers = sorted({module.layer for module in modules})
+
+    def of(chosen: Sequence[int]) -> list[TrackedModule]:
+        return [module for module in modules if module.layer in chosen]
+
+    guessed = eigenvector_flops(task, of(layers[:1])) / _probe_speed(timed)
+    if guessed > 3 * _DECOMPOSITION_SECONDS:
+        timed.speed["eigenvectors"] = _probe_speed(timed, 4 * _PROBE)
+        largest = max(one.size for one in covariances(modules))
+        timed.working["eigenvectors"] = 6.0 * 8 * largest**2
+        return []
+    chosen = layers[:1]
+    with measured(device) as found:
+        seconds = _decompose(timed, statistics, of(chosen))
+        more = min(int(_DECOMPOSITION_SECONDS / seconds), len(layers)) - 1
+        if more > 0:
+            spread = np.linspace(1, len(layers) - 1, more).astype(int)
+            rest = sorted({layers[number] for number in spread})
+            seconds = _decompose(timed, statistics, of(rest))
+            timed.speed["eigenvectors"] = eigenvector_flops(task, of(rest)) / seconds
+            chosen = [*chosen, *rest]
+        else:
+            timed.speed["eigenvectors"] = eigenvector_flops(task, of(chosen)) / seconds
+    timed.working["eigenvectors"] = found.growth
+    timed.sampled["layers decomposed"] = len(chosen)
+    return of(chosen)
+
+
+def _decompose(
+    timed: Timed, statistics: CovarianceStatistics, modules: list[TrackedModule]
+) -> float:
+    """Seconds of decomposing and writing."""
+    config, sides = timed.task.config.fit, {"A": statistics.inputs, "S": statistics.outputs}
+
+    def sums(matrix: Matrix) -> CovarianceSum:
+        return sides[matrix.side][matrix.name]
+
+    begun = now(timed.model.device)
+    write_eigenvectors(
+        timed.folder,
+        covariances(modules),
+        sums,
+        fast=config.precision == "fast",
+        stored=timed.model.statistics_dtype,
+        done=lambda group: None,
+    )
+    return now(timed.model.device) - begun
+
+
+def _probe_speed(timed: Timed, size: int = _PROBE) -> float:
+    """FLOPs a second of the eigenvectors of a random matrix."""
+    device = timed.model.device
+    kind = torch.float32 if timed.task.fast else torch.float64
+    rows = torch.randn(2 * size, size, dtype=kind, device=device)
+    matrix = rows.T @ rows
+    begun = now(device)
+    torch.linalg.eigh(matrix)
+    return 9.0 * size**3 / (now(device) - begun)
+
+
+def _corrected(timed: Timed, modules: list[TrackedModule], some: list[TrackedModule]) -> None:
+    """The pass in the bases of `some` modules; others turn into those of their size."""
+    task, model = timed.task, timed.model
+    passes = Passes.for_model(model, modules, task.config.fit.precision)
+    labels = draw_labels(task.config.fit, 1)
+    with measured(model.device, above=timed.base) as found:
+        bases = read_bases(timed.folder, some, model.device, task.product_dtype)
+        allocated = _fill(bases, modules, task.config.fit.blocks, task.product_dtype, model.device)
+        statistics = CorrectedStatistics(modules, bases, model)
+
+        def run(batch: Batch) -> None:
+            statistics.begin(batch)
+            passes.run(batch, labels, statistics.consume)
+
+        seconds, reading = timed.passes("corrected", timed.plans(task.fit_ids), run)
+    timed.speed["corrected"] = corrected_flops(task, modules, reading) / seconds
+    sums = task.element * sum(module.parameters for module in modules)
+    timed.working["corrected"] = found.growth - sums - allocated
+    count = task.fit_reading().sequences
+    means = {
+        name: _settled(timed, name, shared, statistics.sums[name], count)
+        for name, shared in ((module.name, module.shares_input_with) for module in some)
+    }
+    begun = now(model.device)
+    for name, mean in means.items():
+        store.write_corrected(timed.folder, name, mean)
+    if means:
+        written = sum(mean.numel() * mean.element_size() for mean in means.values())
+        timed.write = written / (now(model.device) - begun)
+        begun = now(model.device)
+        files = describe_files(timed.folder)
+        timed.digest = sum(one["size"] for one in files.values()) / (now(model.device) - begun)
+
+
+def _settled(timed: Timed, name: str, shared: str, found: CorrectedSum, sequences: float) -> Tensor:
+    """Λ [P, M] about as it will be once all `sequences` are added up.
+
+    Of few sequences Λ is so noisy that queries need many times the components. Its noise is taken
+    to fall with about the square root of their number, towards K-FAC's Λ, which has hardly any.
+    """
+    eigen_a = store.read_input(timed.folder, shared)
+    eigen_s = store.read_output(timed.folder, name)
+    smooth = kfac_eigenvalues(eigen_s.values, eigen_a.values, 1.0).to(found.total)
+    mean = found.mean()
+    smooth *= mean.mean() / smooth.mean().clamp(min=torch.finfo(smooth.dtype).tiny)
+    noise = min(1.0, (found.count / max(sequences, 1.0)) ** _NOISE_FALLS)
+    return smooth + noise * (mean - smooth)
+
+
+def _fill(
+    bases: dict[str, tuple[Basis, Basis]],
+    modules: list[TrackedModule],
+    blocks: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> int:
+    """Give every module bases of its size; returns the bytes of all different ones."""
+    by_size = {basis.size: basis for pair in bases.values() for basis in pair}
+
+    def of_size(size: int) -> Basis:
+        if size not in by_size:
+            parts = block_sizes(size, blocks)
+            # Near enough to orthogonal that nothing overflows, which is all that time depends on.
+            by_size[size] = Basis(
+                tuple(torch.randn(n, n, dtype=dtype, device=device) / n**0.5 for n in parts)
+            )
+        return by_size[size]
+
+    for module in modules:
+        if module.name not in bases:
+            bases[module.name] = of_size(module.inputs), of_size(module.outputs)
+    different = {id(basis): basis for pair in bases.values() for basis in pair}
+    return sum(
+        block.numel() * block.element_size()
+        for basis in different.values()
+        for block in basis.blocks
+    )
