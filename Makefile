@@ -216,7 +216,7 @@ check: $(VENV)/.test ## Lint, format and type check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/shellcheck .ci/run $$(git ls-files '*.sh')
+	$(BIN)/shellcheck .ci/run $(shell find . -name '*.sh' -not -path './.*')
 
 .PHONY: format
 format: $(VENV)/.test ## Let ruff format and mend what it can

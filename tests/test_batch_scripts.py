@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import corpus_fixtures
 import fake_sbatch
 import numpy as np
 import pytest
@@ -165,3 +166,50 @@ def test_what_is_not_given_is_named(script, tmp_path):
     )  # fmt: skip
     assert done.returncode != 0 and "CORPUS: a folder that prepare made" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_torchrun(whole, tiny_queries, tmp_path):
+    """Two processes on CPUs; a second start leaves everything as it is."""
+    torchrun = tmp_path / "torchrun"
+    torchrun.write_text(f'#!/bin/sh\nexec {sys.executable} -m torch.distributed.run "$@"\n')
+    programme = tmp_path / "inflcli"
+    programme.write_text(f'#!/bin/sh\nexec {sys.executable} -m inflcli "$@"\n')
+    for path in (torchrun, programme):
+        path.chmod(0o755)
+    text = tmp_path / "many.jsonl"
+    lines = [json.dumps({"text": f"{number} birds sing over the river."}) for number in range(600)]
+    text.write_text("\n".join(lines))
+    plain = Pipeline(whole.model, tmp_path / "run", "float32", CPU)
+    plain.prepare(text)
+    options = "--device cpu --dtype float32 --precision exact"
+    environment = {
+        **corpus_fixtures.environment(),
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "MODEL": str(whole.model),
+        "CORPUS": "run/corpus",
+        "QUERIES": str(tiny_queries),
+        "RUN": "run",
+        "GPUS": "2",
+        "FIT": options,
+        "PRECONDITION": f"{options} --rank full",
+        "SCAN": options,
+        "ATTRIBUTE": "--device cpu --dtype float32",
+    }
+    before = None
+    for _ in range(2):
+        done = subprocess.run(
+            ["bash", SCRIPTS / "torchrun.sh"], cwd=tmp_path, env=environment, check=False,
+            capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert before in (None, contents(tmp_path / "run"))
+        before = contents(tmp_path / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scan_store, "CHUNK", 256)
+        plain.scan("plain")
+        assert bytes_of(tmp_path / "run/scan") == bytes_of(tmp_path / "run/plain")
+        plain.fit("whole-factors")
+        plain.precondition(tiny_queries, "whole-queries", "whole-factors")
+        found, right = scores(tmp_path / "run/scan"), scores(plain.scan("whole", "whole-queries"))
+    assert np.abs(found - right).max() <= 1e-5 * np.abs(right).max()
+    assert (tmp_path / "run/report/index.html").stat().st_size > 10_000

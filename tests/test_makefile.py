@@ -5,7 +5,6 @@ what query sets have in common made once.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -83,7 +82,8 @@ def status(run: Path) -> dict[str, str]:
 def test_several_sets_share_corpus_and_factors(make, sets):
     ran = make("-j2", "report", QUERIES=as_words(sets))
     assert sorted(ran) == sorted([*OF_ALL, *OF_A_SET, *OF_A_SET])
-    assert ran[:2] == OF_ALL
+    # The filter needs the corpus alone, and may be called before the fit.
+    assert ran[0] == "prepare" and ran.index("fit-factors") < ran.index("precondition")
     found = status(make.run)
     shared = ["corpus", "factors"]
     own = ["queries", "candidates", "scan", "attribution", "report"]
@@ -92,10 +92,8 @@ def test_several_sets_share_corpus_and_factors(make, sets):
     for number, completion in enumerate((" a star.", " one hundred")):
         assert completion in (make.run / f"set{number}/report/index.html").read_text()
     assert make("-j2", "report", QUERIES=as_words(sets)) == []
-    # One query file is touched: only its set runs. Time is all that make sees.
-    later = os.stat(make.run / "set1/report/manifest.json").st_mtime + 1
+    # One query file is written anew: only its set runs.
     write_queries(sets[1], ("Two and two", " four"))
-    os.utime(sets[1], (later, later))
     assert sorted(make("-j2", "report", QUERIES=as_words(sets))) == sorted(OF_A_SET)
     assert all("set1" in " ".join(call) for call in make.calls)
     assert set(status(make.run).values()) == {"complete"}
