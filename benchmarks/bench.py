@@ -6,8 +6,7 @@
 Every tool is a worker process in its own environment (`workers/`), with its model loaded, that
 waits while another works. A round does every job once, one after the other; figures are medians
 over the rounds, and a ratio is the median of each round's own ratio, so that a slow minute of a
-shared machine falls on both of its sides. Long jobs are done once (`once`), and have that one
-figure. Writes `results/SHAPE-DEVICE.json`.
+shared machine falls on both of its sides. Writes `results/SHAPE-DEVICE.json`.
 """
 
 from __future__ import annotations
@@ -52,7 +51,10 @@ class Worker:
             text=True,
             env=environment,
         )
-        self.versions = self._read()["versions"]
+
+    def versions(self) -> Any:
+        """What it runs on; waits until its model is loaded, and is the first thing to ask."""
+        return self._read()["versions"]
 
     def ask(self, **job: Any) -> dict[str, Any]:
         assert self.process.stdin
@@ -87,7 +89,6 @@ def jobs(name: str, shape: Shape) -> Jobs:
     ]
     plain.append(("plain activations, few", "plain", {"do": "plain", "kind": "activations", **few}))
     fit = [("fit", worker, {"do": "fit", **every}) for worker in WORKERS if worker != "plain"]
-    fit.insert(1, ("fit exact", "inflcli", {"do": "fit", "precision": "exact", **every}))
     as_usual = {"do": "fit", "multinomial": True, **every}
     fit.append(("fit with its examples' sampling", "kronfluence", as_usual))
     if name == "llama-2048x1":  # the width at which the fit is what matters
@@ -130,8 +131,10 @@ def jobs(name: str, shape: Shape) -> Jobs:
 
 def left_out(name: str, label: str, worker: str) -> bool:
     """What a shape is not measured on, to keep the suite under twenty minutes."""
-    if name == "smollm2":  # a fit takes the peers minutes
-        return worker not in ("plain", "inflcli") or label.endswith(("exact", "dense", "factored"))
+    if name == "smollm2":
+        return label.endswith(("exact", "sampling", "n 1 queries")) or (
+            worker not in ("plain", "inflcli") and "token scores" in label
+        )
     if name == "gpt2-256x4":
         unwanted = ("sampling", "exact", "1 queries")
         return label.endswith(unwanted)
@@ -150,20 +153,8 @@ def left_out(name: str, label: str, worker: str) -> bool:
     return False
 
 
-_ONCE = (
-    "fit exact",
-    "fit with its examples' sampling",
-    "precondition 1 queries",
-    "precondition 128 queries",
-    "precondition 1024 queries",
-)
-
-
-def once(name: str, label: str) -> bool:
-    """Whether the first round alone does a job: what is long, or only serves another job."""
-    if label in _ONCE or (label.startswith("scan") and label.endswith(("exact", "full rank"))):
-        return True
-    return label.startswith("fit") and name in ("llama-576x12", "smollm2")
+_ONCE = tuple(f"precondition {queries} queries" for queries in (1, 128, 1024))
+"""Done in the first round alone: what only serves another job."""
 
 
 def measure(name: str, shape: Shape, options: argparse.Namespace) -> dict[str, Any]:
@@ -182,10 +173,12 @@ def measure(name: str, shape: Shape, options: argparse.Namespace) -> dict[str, A
         for worker, python in pythons.items()
         if worker in used
     }
+    # They load side by side.
+    versions = {worker: entry.versions() for worker, entry in workers.items()}
     found: dict[str, list[dict[str, Any]]] = {}
     for turn in range(options.rounds):
         for label, worker, job in wanted:
-            if turn and once(name, label):
+            if turn and label in _ONCE:
                 continue
             answer = workers[worker].ask(**job)
             _keep_scores(work, f"{worker}: {label}", answer)
@@ -200,7 +193,7 @@ def measure(name: str, shape: Shape, options: argparse.Namespace) -> dict[str, A
     return {
         "shape": name,
         "machine": machine(options.device),
-        "versions": {worker: entry.versions for worker, entry in workers.items()},
+        "versions": versions,
         "command": " ".join(["python", "benchmarks/bench.py", *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%d"),
         "sequences": shape.sequences,

@@ -59,7 +59,7 @@ def _gpt2(width: int, layers: int, vocabulary: int, heads: int) -> GPT2Config:
 
 
 SHAPES = {
-    "llama-256x4": Shape(_llama(256, 688, 4, 4096, 4), 128, 256, 16, 1024),
+    "llama-256x4": Shape(_llama(256, 688, 4, 4096, 4), 112, 256, 16, 1024),
     "gpt2-256x4": Shape(_gpt2(256, 4, 4096, 4), 32, 256, 16, 16),
     "llama-576x12": Shape(_llama(576, 1536, 12, 8192, 9), 16, 256, 8, 16),
     "llama-2048x1": Shape(_llama(2048, 5504, 1, 4096, 16), 48, 256, 16, 16),

@@ -15,6 +15,7 @@ LABELS = ("sampled", "true")
 SCORERS = ("paper", "okapi", "l", "plus")
 ROUTES = ("auto", "dense", "factored", "shared")
 PRECISIONS = ("auto", "exact", "fast")
+PLACEMENTS = ("device", "auto", "fsdp")
 DTYPES = ("auto", "float32", "float64", "bfloat16", "float16")
 FULL_RANK = "full"
 # How queries are compressed unless told otherwise: one of the two is None.
@@ -28,8 +29,12 @@ class Runtime:
     """How to run: nothing here changes a result beyond rounding."""
 
     device: str = "auto"
+    placement: str = "device"
+    """Of the model: on the device, spread over the host's (auto), or sharded over ranks (fsdp)."""
     batch_size: int | None = None
     """Sequences a batch; None lets the stage choose from the sequence length."""
+    chunk_size: int | None = None
+    """Sequences a unit of a fit's work, which its processes share out; None takes a batch."""
     overwrite: bool = False
     command: tuple[str, ...] = ()
     """The command line, kept in the manifest as provenance."""
@@ -157,6 +162,8 @@ class ScanConfig(StageConfig):
     layers: str | None = None
     top_k: int = 100
     token_scores: bool = False
+    chunk_size: int = 256
+    """Sequences a chunk of the arrays on disk, and the unit of work: a scan loses one at most."""
     dtype: str = "auto"
     precision: str = "auto"
     shard: Shard | None = None

@@ -63,6 +63,10 @@ class Meter:
     def advance(self, amount: int) -> None:
         self.done += amount
 
+    def reach(self, done: int) -> None:
+        """Advance to a total that others have counted, too."""
+        self.advance(done - self.done)
+
     def rate(self) -> float:
         """Units a second since this process began (resumed work does not count)."""
         return (self.done - self._first) / max(time.monotonic() - self._start, 1e-9)

@@ -77,9 +77,6 @@ def serve(model: Path, run: Path, text: Path, queries: Path) -> None:
 
     from pipeline import CPU, Pipeline
 
-    from inflcli.artifacts import scan as scan_store
-
-    scan_store.CHUNK = 7
     runtime = replace(CPU, checkpoint_seconds=0.0, batch_size=5)
     pipeline = Pipeline(model, run, "float32", runtime)
     for line in sys.stdin:

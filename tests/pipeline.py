@@ -29,6 +29,7 @@ from inflcli.stages.scan import scan
 from inflcli.stages.tfidf_filter import tfidf_filter
 
 SEQ_LEN = 24
+SCAN = {"precision": "exact", "chunk_size": 7}
 CPU = Runtime(device="cpu", batch_size=7)
 
 
@@ -80,7 +81,7 @@ class Pipeline:
         candidates: Path | None = None,
         **settings: Any,
     ) -> Path:
-        config = ScanConfig(**{"dtype": self.dtype, "precision": "exact", **settings})
+        config = ScanConfig(**{**SCAN, "dtype": self.dtype, **settings})
         inputs = str(self.model), self.run / queries, self.run / corpus, self.run / out
         scan(*inputs, config, self.runtime, candidates)
         return self.run / out

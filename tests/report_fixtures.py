@@ -27,6 +27,7 @@ MODULES = [
     for layer in range(3)
 ]  # fmt: skip
 TOP = 6
+CHUNK = ScanConfig().chunk_size
 _MODEL = Input("m" * 32, "some/model")
 
 
@@ -158,13 +159,13 @@ def _scan(folder: Path, draw: np.random.Generator, top: int) -> None:
     writer = _begin(folder / "scan", "scan", ScanConfig(dtype="float32").identity(), inputs)
     count = corpus.n_sequences
     top = min(top, count)
-    group = scan.create(writer.folder, asked.ids, count, GROUPS, top)
+    group = scan.create(writer.folder, asked.ids, count, GROUPS, top, None, CHUNK)
     layers = draw.standard_t(2, (len(asked.ids), count, len(GROUPS))).astype(np.float32) * 100
     layers[:, top:] /= 1e4
     layers[:, -1] = np.nan
     scores = layers.sum(-1, dtype=np.float64).astype(np.float32)
-    for first in range(0, count, scan.CHUNK):
-        span = slice(first, first + scan.CHUNK)
+    for first in range(0, count, CHUNK):
+        span = slice(first, first + CHUNK)
         scan.write(group, span, scores[:, span], layers[:, span])
     order = np.argsort(np.where(np.isnan(scores), -np.inf, scores), axis=1, kind="stable")
     down = order[:, 1:] if count > 1 else order  # NaN counts as lowest

@@ -136,19 +136,6 @@ def test_damage_is_named(tmp_path: Path) -> None:
         Artifact.open(path, "scan")
 
 
-def test_saved_state_and_progress_agree(tmp_path: Path) -> None:
-    import torch
-
-    writer = ArtifactWriter.begin(tmp_path / "a", _identity(), overwrite=False)
-    assert writer is not None
-    for step in range(3):
-        writer.save_state({"sum": torch.tensor(step)}, {"step": step})
-    assert len(list(writer.folder.glob("state.*"))) == 1
-    again = ArtifactWriter.begin(tmp_path / "a", _identity(), overwrite=False)
-    assert again is not None
-    assert int(again.load_state()["sum"]) == again.progress["step"] == 2
-
-
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs a read-only folder that root has")
 def test_read_only_output(tiny_tokenizer: Path, tmp_path: Path) -> None:
     text = write_jsonl(tmp_path / "text.jsonl", DOCUMENTS)

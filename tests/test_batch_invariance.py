@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from pipeline import Pipeline, layer_scores, scores
 from tiny import SHAPES
 
-from inflcli.artifacts import scan as scan_store
 from inflcli.artifacts.corpus import CorpusReader
 from inflcli.artifacts.scan import ScanReader
 from inflcli.config import TfidfConfig
@@ -74,9 +73,9 @@ def test_order_and_padding(base, tiny_text, tmp_path):
         assert_same(found[:, same], truth(base, name)[:, same])
 
 
-def test_chunks(base, monkeypatch):
-    monkeypatch.setattr(scan_store, "CHUNK", 7)
-    folder = base.scan("chunks", "full")
+@pytest.mark.parametrize("size", [1, 64])
+def test_chunks(base, size):
+    folder = base.scan(f"chunks-{size}", "full", chunk_size=size)
     assert_same(scores(folder), truth(base))
     assert_same(layer_scores(folder), layer_scores(base.run / "scan-full"))
     for found, expected in zip(

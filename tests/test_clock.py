@@ -18,25 +18,18 @@ from killing import OUTS, run_stage
 from pipeline import CPU, Pipeline
 from test_mended_queries import files_of
 
-from inflcli.artifacts import scan as scan_store
 from inflcli.artifacts.folder import partial_path
 from inflcli.artifacts.writer import ArtifactWriter
 from inflcli.stages.common import Checkpoints
 
 
 @pytest.fixture(scope="module")
-def whole(tiny_model, tiny_text, tiny_queries, tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scan_store, "CHUNK", 7)
-        pipeline = Pipeline(
-            tiny_model("gpt2"),
-            tmp_path_factory.mktemp("run"),
-            "float32",
-            replace(CPU, batch_size=5),
-        )
-        for stage, out in OUTS.items():
-            run_stage(pipeline, stage, out, tiny_text, tiny_queries)
-        yield pipeline
+def whole(tiny_model, tiny_text, tiny_queries, tmp_path_factory) -> Pipeline:
+    runtime = replace(CPU, batch_size=5)
+    pipeline = Pipeline(tiny_model("gpt2"), tmp_path_factory.mktemp("run"), "float32", runtime)
+    for stage, out in OUTS.items():
+        run_stage(pipeline, stage, out, tiny_text, tiny_queries)
+    return pipeline
 
 
 def scatter_times(folder: Path, draw: random.Random) -> None:

@@ -19,18 +19,15 @@ from killing import OUTS as STAGES
 from pipeline import Pipeline
 
 from inflcli.artifacts import files
-from inflcli.artifacts import scan as scan_store
 from inflcli.artifacts.writer import ArtifactWriter
 
 
 @pytest.fixture(scope="module")
 def whole(tiny_model, tiny_text, tiny_queries, tmp_path_factory) -> Iterator[Pipeline]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scan_store, "CHUNK", 7)
-        pipeline = Pipeline(tiny_model("gpt2"), tmp_path_factory.mktemp("run"), "float32")
-        for stage in STAGES:
-            run_stage(pipeline, stage, tiny_text, tiny_queries)
-        yield pipeline
+    pipeline = Pipeline(tiny_model("gpt2"), tmp_path_factory.mktemp("run"), "float32")
+    for stage in STAGES:
+        run_stage(pipeline, stage, tiny_text, tiny_queries)
+    yield pipeline
 
 
 def run_stage(pipeline: Pipeline, stage: str, text: Path, queries: Path) -> None:

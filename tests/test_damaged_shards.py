@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from test_damage import delete, flip, mending, truncate
 from test_mended_queries import files_of, places
 from test_shards import fit_shards, same_but_for_timings, shards_of
 
-from inflcli.artifacts import scan as scan_store
 from inflcli.artifacts.writer import ArtifactWriter
 from inflcli.config import Shard
 from inflcli.stages.fit_shards import fit_shard
@@ -29,21 +27,19 @@ COMMAND = ("inflcli", "scan", "--shard", "1/2")
 
 
 @pytest.fixture(scope="module")
-def whole(tiny_model, tiny_text, tiny_queries, tmp_path_factory) -> Iterator[Pipeline]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scan_store, "CHUNK", 7)
-        runtime = replace(CPU, command=COMMAND)
-        run = tmp_path_factory.mktemp("run")
-        pipeline = Pipeline(tiny_model("llama-bias"), run, "float64", runtime)
-        pipeline.prepare(tiny_text)
-        pipeline.fit(blocks=2)
-        pipeline.precondition(tiny_queries)
-        pipeline.scan()
-        pipeline.attribute()
-        for stage, out in OUTS.items():
-            merge(shards_of(pipeline, stage, f"{out}-2", 2), CPU)
-        fit_shards(pipeline, "factors-2", 2)
-        yield pipeline
+def whole(tiny_model, tiny_text, tiny_queries, tmp_path_factory) -> Pipeline:
+    runtime = replace(CPU, command=COMMAND)
+    run = tmp_path_factory.mktemp("run")
+    pipeline = Pipeline(tiny_model("llama-bias"), run, "float64", runtime)
+    pipeline.prepare(tiny_text)
+    pipeline.fit(blocks=2)
+    pipeline.precondition(tiny_queries)
+    pipeline.scan()
+    pipeline.attribute()
+    for stage, out in OUTS.items():
+        merge(shards_of(pipeline, stage, f"{out}-2", 2), CPU)
+    fit_shards(pipeline, "factors-2", 2)
+    return pipeline
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pipeline import Pipeline, scores
 
 from inflcli.artifacts.factors import FactorsReader, read_corrected, read_output
 from inflcli.artifacts.queries import QueriesReader
-from inflcli.ekfac import decompose
+from inflcli.ekfac import decompose, decompose_all
 from inflcli.errors import BadInput
 from inflcli.model.precision import products, resolve_precision
 
@@ -119,13 +119,14 @@ def test_a_wrong_decomposition_in_float32_is_not_used(monkeypatch, fault):
         values, q = right(block)
         if block.dtype == torch.float32:
             if fault == "a vector twice":
-                q[:, 7] = q[:, 8]
+                q[..., 7] = q[..., 8]
             elif fault == "one too long":
-                q[:, 7] *= 1.01
+                q[..., 7] *= 1.01
             elif fault == "one turned":
-                q[:, -1], q[:, -9] = q[:, -1] + 0.01 * q[:, -9], q[:, -9] - 0.01 * q[:, -1]
+                one, other = q[..., -1].clone(), q[..., -9].clone()
+                q[..., -1], q[..., -9] = one + 0.01 * other, other - 0.01 * one
             else:
-                values[-1] *= 1.01
+                values[..., -1] *= 1.01
         return values, q
 
     monkeypatch.setattr(torch.linalg, "eigh", wrong)
@@ -146,3 +147,14 @@ def test_the_factors_of_a_fast_fit_are_orthogonal(prepared):
         (q,) = read_output(prepared.run / "fast", module["name"]).vectors
         assert q.dtype == torch.float32
         torch.testing.assert_close(q.T @ q, torch.eye(len(q)), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_a_batch_is_decomposed_as_each_matrix_alone(fast):
+    """Of two sizes, in blocks; one that float32 cannot hold does not spoil those beside it."""
+    every = [[covariance(20), covariance(21)], [covariance(20, 1e60)], [covariance(21)]]
+    for found, alone in zip(decompose_all(every, fast=fast), every, strict=True):
+        values, basis = decompose(alone, fast=fast)
+        assert torch.equal(found[0], values)
+        for mine, other in zip(found[1].blocks, basis.blocks, strict=True):
+            assert torch.equal(mine, other)

@@ -31,6 +31,7 @@ from inflcli.artifacts import files, writer
 from inflcli.artifacts import scan as scan_store
 from inflcli.artifacts.attribution import AttributionReader
 from inflcli.artifacts.folder import partial_path
+from inflcli.artifacts.ledger import Ledger
 from inflcli.artifacts.writer import ArtifactWriter
 
 STAGES = ("fit", "precondition", "scan", "attribute")
@@ -40,15 +41,13 @@ OUTS = {"fit": "factors", "precondition": "queries", "scan": "scan", "attribute"
 @pytest.fixture(scope="module")
 def whole(tiny_model, tiny_text, tiny_queries, tmp_path_factory) -> Iterator[Pipeline]:
     """A chain that was never stopped, with a record of progress after every small piece."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scan_store, "CHUNK", 7)
-        runtime = replace(CPU, checkpoint_seconds=0.0, batch_size=9)
-        run = tmp_path_factory.mktemp("run")
-        pipeline = Pipeline(tiny_model("gpt2"), run, "float32", runtime)
-        pipeline.prepare(tiny_text)
-        for stage in STAGES:
-            run_stage(pipeline, stage, OUTS[stage], tiny_queries)
-        yield pipeline
+    runtime = replace(CPU, checkpoint_seconds=0.0, batch_size=9)
+    run = tmp_path_factory.mktemp("run")
+    pipeline = Pipeline(tiny_model("gpt2"), run, "float32", runtime)
+    pipeline.prepare(tiny_text)
+    for stage in STAGES:
+        run_stage(pipeline, stage, OUTS[stage], tiny_queries)
+    yield pipeline
 
 
 def run_stage(pipeline: Pipeline, stage: str, out: str, queries: Path) -> Path:
@@ -116,7 +115,7 @@ def test_interrupted_at_every_record_of_progress(whole, tiny_queries, monkeypatc
     out = f"{stage}-{after}"
     count = run_until_done(
         lambda: run_stage(whole, stage, out, tiny_queries),
-        lambda: stopped(monkeypatch, ArtifactWriter, "commit", 1, after=after),
+        lambda: stopped(monkeypatch, Ledger, "record", 1, after=after),
         whole.run / out,
         limit=40,
     )
@@ -191,7 +190,7 @@ def test_resumed_with_other_batches(whole, tiny_queries, monkeypatch, stage):
     out = f"{stage}-batches"
     with (
         pytest.raises(KeyboardInterrupt),
-        stopped(monkeypatch, ArtifactWriter, "commit", 2, after=True),
+        stopped(monkeypatch, Ledger, "record", 2, after=True),
     ):
         run_stage(whole, stage, out, tiny_queries)
     run_stage(whole.with_batches(4), stage, out, tiny_queries)
@@ -204,21 +203,19 @@ import os, signal, sys
 sys.path.insert(0, sys.argv[1])
 from dataclasses import replace
 from pathlib import Path
-from inflcli.artifacts import scan
 from inflcli.artifacts.attribution import AttributionReader
-from inflcli.artifacts.writer import ArtifactWriter
+from inflcli.artifacts.ledger import Ledger
 from pipeline import CPU, Pipeline
 
-scan.CHUNK = 7
-commit, left = ArtifactWriter.commit, [int(sys.argv[5])]
+record, left = Ledger.record, [int(sys.argv[5])]
 
 def dying(self, *arguments):
-    commit(self, *arguments)
+    record(self, *arguments)
     left[0] -= 1
     if left[0] == 0:
         os.kill(os.getpid(), signal.SIGKILL)
 
-ArtifactWriter.commit = dying
+Ledger.record = dying
 runtime = replace(CPU, checkpoint_seconds=0.0, batch_size=9)
 pipeline = Pipeline(Path(sys.argv[2]), Path(sys.argv[3]), "float32", runtime)
 if sys.argv[4] == "fit":

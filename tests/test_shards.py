@@ -17,7 +17,6 @@ from oracle import relative
 from pipeline import CPU, Pipeline, scores
 
 from inflcli.artifacts import factors as factor_store
-from inflcli.artifacts import scan as scan_store
 from inflcli.config import Shard
 from inflcli.stages.fit_shards import fit_shard
 from inflcli.stages.merge import merge
@@ -29,15 +28,13 @@ COUNTS = (1, 2, 4, 50)
 @pytest.fixture(scope="module")
 def whole(tiny_model, tiny_text, tiny_queries, tmp_path_factory) -> Iterator[Pipeline]:
     """A chain that one process ran."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scan_store, "CHUNK", 7)
-        pipeline = Pipeline(tiny_model("llama-bias"), tmp_path_factory.mktemp("run"))
-        pipeline.prepare(tiny_text)
-        pipeline.fit(blocks=2)
-        pipeline.precondition(tiny_queries)
-        pipeline.scan()
-        pipeline.attribute()
-        yield pipeline
+    pipeline = Pipeline(tiny_model("llama-bias"), tmp_path_factory.mktemp("run"))
+    pipeline.prepare(tiny_text)
+    pipeline.fit(blocks=2)
+    pipeline.precondition(tiny_queries)
+    pipeline.scan()
+    pipeline.attribute()
+    yield pipeline
 
 
 def shards_of(pipeline: Pipeline, stage: str, out: str, count: int) -> Path:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from inflcli.artifacts import files
 from inflcli.artifacts.folder import Artifact
+
+_SIDES = {"A": "inputs", "S": "modules", "corrected": "corrected"}
 
 
 @dataclass(frozen=True)
@@ -33,14 +36,12 @@ class Eigen:
         return cls(tensors["values"], tuple(tensors[f"vectors.{i}"] for i in range(count)))
 
 
-def write_input(folder: Path, name: str, eigen: Eigen) -> None:
-    """Write what the modules that share the input of module `name` have in common."""
-    _write(folder / "inputs" / f"{name}.safetensors", eigen.tensors())
+def write_eigen(folder: Path, side: str, name: str, eigen: Eigen) -> None:
+    """Write λ_A and Q_A of the modules that share the input of module `name`, or its λ_S and Q_S.
 
-
-def write_output(folder: Path, name: str, eigen: Eigen) -> None:
-    """Write λ_S and Q_S of a module."""
-    _write(folder / "modules" / f"{name}.safetensors", eigen.tensors())
+    `side` is A or S.
+    """
+    _write(folder / _SIDES[side] / f"{name}.safetensors", eigen.tensors())
 
 
 def write_corrected(folder: Path, name: str, corrected: Tensor) -> None:
@@ -51,6 +52,12 @@ def write_corrected(folder: Path, name: str, corrected: Tensor) -> None:
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
     path.parent.mkdir(exist_ok=True)
     files.write_tensors(path, tensors, {})
+
+
+def modules_in(files: Collection[str], side: str) -> set[str]:
+    """The modules whose A, S or corrected are among files, by their relative paths."""
+    parts = [name.partition("/") for name in files]
+    return {name.removesuffix(".safetensors") for where, _, name in parts if where == _SIDES[side]}
 
 
 def read_input(folder: Path, name: str) -> Eigen:

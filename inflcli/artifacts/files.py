@@ -98,6 +98,17 @@ def read_tensors(path: Path) -> dict[str, Any]:
         ) from error
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """What `write_tensors` was given beside the tensors; raises CorruptArtifact."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as stored:
+            return stored.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise CorruptArtifact(f"{path} is missing or damaged ({error})") from error
+
+
 def read_tensor(paths: Sequence[Path], name: str) -> Any:
     """One tensor, from whichever of some safetensors files holds it; the rest is not read.
 

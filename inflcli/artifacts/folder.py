@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from inflcli.artifacts import files
+from inflcli.artifacts.ledger import read_progress
 from inflcli.artifacts.manifest import FILE_NAME, Identity, Input, Manifest, read_manifest
 from inflcli.errors import BadInput, CorruptArtifact, MissingArtifact, StaleArtifact
 
 SUFFIX = ".partial"
 """Ends the name of a folder that is not complete."""
-PROGRESS = "progress.json"
-"""What is done of an unfinished artifact."""
 IDENTITY = "identity.json"
 """What an unfinished artifact is made of and with."""
 
@@ -119,11 +118,8 @@ def read_partial(folder: Path) -> tuple[Identity | None, dict[str, Any]]:
     """
     if (folder / FILE_NAME).is_file():  # whole, but for its name
         return read_manifest(folder).identity, {}
-    identity, progress = folder / IDENTITY, folder / PROGRESS
-    return (
-        read_identity(identity) if identity.is_file() else None,
-        files.read_json(progress) if progress.is_file() else {},
-    )
+    identity = folder / IDENTITY
+    return read_identity(identity) if identity.is_file() else None, read_progress(folder)
 
 
 def read_identity(path: Path) -> Identity:

@@ -19,8 +19,6 @@ from inflcli.artifacts import groups
 from inflcli.artifacts.folder import Artifact
 from inflcli.artifacts.groups import ArraySpec
 
-CHUNK = 256
-"""Sequences a zarr chunk, and the unit of a scan's progress."""
 UNITS = "nats times number of training sequences (unscaled influence on the query's log p)"
 
 
@@ -30,21 +28,23 @@ def create(
     sequences: int,
     group_names: list[str],
     top_k: int,
-    width: int | None = None,
+    width: int | None,
+    chunk: int,
 ) -> zarr.Group:
     """Open the group for writing; creates the arrays, all NaN, when they are not there yet.
 
-    `width` is the longest sequence, where there are to be token scores.
+    `width` is the longest sequence, where there are to be token scores; `chunk` the sequences of
+    a zarr chunk, the unit of a scan's progress.
     """
     queries, depth = len(query_ids), len(group_names)
     signed = ArraySpec((queries, 2, top_k), (queries, 2, top_k), "int64", ("query", "sign", "rank"))
     arrays = {
         "scores": ArraySpec(
-            (queries, sequences), (queries, CHUNK), "float32", ("query", "sequence"), np.nan
+            (queries, sequences), (queries, chunk), "float32", ("query", "sequence"), np.nan
         ),
         "layer_scores": ArraySpec(
             (queries, sequences, depth),
-            (queries, CHUNK, depth),
+            (queries, chunk, depth),
             "float32",
             ("query", "sequence", "group"),
             np.nan,
@@ -55,7 +55,7 @@ def create(
     if width is not None:
         arrays["token_scores"] = ArraySpec(
             (queries, sequences, width),
-            (queries, CHUNK, width),
+            (queries, chunk, width),
             "float32",
             ("query", "sequence", "token"),
             np.nan,
@@ -157,11 +157,12 @@ class ScanReader:
         return groups.read(self.group, "top_ids"), groups.read(self.group, "top_scores")
 
     def chunks(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Scores [Q, at most CHUNK] with the number of their first sequence, in order."""
+        """Scores [Q, at most a chunk] with the number of their first sequence, in order."""
         return read_chunks(self.group)
 
 
 def read_chunks(group: zarr.Group) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    total = groups.array(group, "scores").shape[1]
-    for first in range(0, total, CHUNK):
-        yield first, groups.read(group, "scores", (slice(None), slice(first, first + CHUNK)))
+    scores = groups.array(group, "scores")
+    total, chunk = scores.shape[1], scores.chunks[1]
+    for first in range(0, total, chunk):
+        yield first, groups.read(group, "scores", (slice(None), slice(first, first + chunk)))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,13 +19,13 @@ from typing import Any, Self
 from inflcli.artifacts import files
 from inflcli.artifacts.folder import (
     IDENTITY,
-    PROGRESS,
     Artifact,
     check_files,
     damaged_files,
     partial_path,
     read_identity,
 )
+from inflcli.artifacts.ledger import Ledger, ledger_path
 from inflcli.artifacts.manifest import FILE_NAME, Identity, Manifest, read_manifest
 from inflcli.errors import BadInput, CorruptArtifact, StaleArtifact
 
@@ -42,10 +42,14 @@ class ArtifactWriter:
 
     path: Path
     identity: Identity
-    progress: dict[str, Any]
-    """What earlier runs of the same command completed; {} at first."""
+    ledger: Ledger
     command: tuple[str, ...] = ()
     _started: float = field(default_factory=time.monotonic)
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        """What earlier runs of the same command completed; {} at first."""
+        return self.ledger.progress
 
     @property
     def folder(self) -> Path:
@@ -75,7 +79,7 @@ class ArtifactWriter:
             raise BadInput(f"{path} exists and is not an artifact", "choose another --out")
         if path.exists() and _is_current(path, identity, overwrite):
             return None
-        writer = cls(path, identity, {}, command)
+        writer = cls(path, identity, Ledger(partial_path(path)), command)
         with files.write_errors(path):
             if writer._is_whole():
                 writer._publish()
@@ -113,7 +117,7 @@ class ArtifactWriter:
         # In this order: stopped anywhere, nothing takes what is left for whole.
         for name in bad:
             (self.path / name).unlink(missing_ok=True)
-        files.write_json(self.path / PROGRESS, progress)
+        files.write_json(ledger_path(self.path), progress)
         files.write_json(self.path / IDENTITY, _identity_json(self.identity))
         self.path.rename(self.folder)
         (self.folder / FILE_NAME).unlink()
@@ -128,15 +132,19 @@ class ArtifactWriter:
             if (self.folder / IDENTITY).is_file():
                 before = read_identity(self.folder / IDENTITY)
                 if before.digest() == self.identity.digest():
-                    if (self.folder / PROGRESS).is_file():
-                        self.progress = files.read_json(self.folder / PROGRESS)
                     # What a killed run was just writing, ours and zarr's, would stay for ever.
                     for pattern in _UNFINISHED:
                         for path in self.folder.rglob(pattern):
                             path.unlink()
-                    return
+                    try:
+                        self.ledger = Ledger.resume(self.folder)
+                    except CorruptArtifact:
+                        if not overwrite:
+                            raise
+                    else:
+                        return
                 # A run that got nowhere has nothing to lose.
-                if not overwrite and (self.folder / PROGRESS).is_file():
+                elif not overwrite and ledger_path(self.folder).is_file():
                     changes = "; ".join(self.identity.differences(before))
                     raise StaleArtifact(
                         f"{self.folder} holds an unfinished run with other settings: {changes}",
@@ -148,38 +156,7 @@ class ArtifactWriter:
 
     def commit(self, progress: dict[str, Any], written: list[Path] | None = None) -> None:
         """Record `progress`, after making the files and folders in `written` durable."""
-        with files.write_errors(self.folder):
-            for path in written or []:
-                files.sync_tree(path) if path.is_dir() else files.sync(path)
-        files.write_json(self.folder / PROGRESS, progress)
-        self.progress = progress
-
-    def save_state(self, tensors: Mapping[str, Any], progress: dict[str, Any]) -> None:
-        """Record running sums together with the progress that they include.
-
-        The sums go to a new file; `progress.json`, replaced in one step, names it. A crash in
-        between leaves the older pair in force, so no piece of work is counted twice or lost.
-        """
-        before = self.progress.get("state")
-        generation = self.progress.get("generation", 0) + 1
-        name = f"state.{generation}.safetensors"
-        files.write_tensors(self.folder / name, tensors, {})
-        self.commit({**progress, "state": name, "generation": generation})
-        if before:
-            (self.folder / before).unlink(missing_ok=True)
-
-    def load_state(self) -> dict[str, Any]:
-        """The running sums of the last `save_state`; {} when there are none."""
-        name = self.progress.get("state")
-        return files.read_tensors(self.folder / name) if name else {}
-
-    def drop_state(self, progress: dict[str, Any], written: list[Path] | None = None) -> None:
-        """Record `progress`, as `commit` does, and delete the running sums that it replaces."""
-        before = self.progress.get("state")
-        generation = self.progress.get("generation", 0)
-        self.commit({**progress, "generation": generation}, written)
-        if before:
-            (self.folder / before).unlink(missing_ok=True)
+        self.ledger.commit(progress, written)
 
     def finish(
         self,
@@ -256,9 +233,10 @@ def _is_current(path: Path, identity: Identity, overwrite: bool) -> bool:
 
 def _leftovers(folder: Path) -> list[Path]:
     """What only an unfinished artifact has at the top of its folder."""
-    found = [path for pattern in ("state.*", "chunk.*") for path in folder.glob(pattern)]
+    patterns = ("state.*", "chunk.*", "progress.*")
+    found = [path for pattern in patterns for path in folder.glob(pattern)]
     found += [path for pattern in _UNFINISHED for path in folder.rglob(pattern)]
-    return [folder / PROGRESS, folder / IDENTITY, *found]
+    return [folder / IDENTITY, *found]
 
 
 def _identity_json(identity: Identity) -> dict[str, Any]:

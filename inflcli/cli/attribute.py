@@ -25,6 +25,7 @@ def command(
     ] = 20,
     shard: common.ShardOption = None,
     device: common.Device = "auto",
+    device_map: common.DeviceMap = None,
     dtype: common.Dtype = "auto",
     batch_size: common.BatchSize = "auto",
     overwrite: common.Overwrite = False,
@@ -43,7 +44,9 @@ def command(
         top_k=top_k, dtype=common.choice("dtype", dtype, DTYPES), shard=common.shard(shard)
     )
     out = config.shard.folder(out) if config.shard else out
-    runtime = common.runtime(device=device, batch_size=batch_size, overwrite=overwrite)
+    runtime = common.runtime(
+        device=device, batch_size=batch_size, overwrite=overwrite, device_map=device_map
+    )
     from inflcli.stages.attribute import attribute
 
     common.finish(attribute(model, queries, corpus, scan, out, config, runtime), as_json)

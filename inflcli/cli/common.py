@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from inflcli import console
+from inflcli import console, distributed
 from inflcli.config import DTYPES, Runtime, Shard
 from inflcli.errors import BadInput
 
@@ -29,6 +29,23 @@ QueryFile = Annotated[
 Queries = Annotated[Path, typer.Option("--queries", help="Queries made by precondition.")]
 Device = Annotated[
     str, typer.Option("--device", help="auto, cpu, cuda or cuda:1; auto takes a GPU if any.")
+]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option(
+        "--device-map",
+        help="auto spreads a model that is too large for one GPU over all of this host's, the CPU "
+        "and the disk (needs accelerate).",
+        metavar="auto",
+    ),
+]
+Fsdp = Annotated[
+    bool,
+    typer.Option(
+        "--fsdp",
+        help="Shard the model's layers over the processes of torchrun (FSDP2), instead of a copy "
+        "on each.",
+    ),
 ]
 Dtype = Annotated[
     str,
@@ -90,6 +107,8 @@ def start(*, quiet: bool, verbose: bool, debug: bool) -> None:
     """Apply the options on what is shown."""
     global _debug
     _debug = debug
+    if distributed.rank():  # the first process speaks for all
+        quiet, verbose = True, False
     console.set_level(console.QUIET if quiet else console.VERBOSE if verbose else console.NORMAL)
 
 
@@ -99,6 +118,9 @@ def runtime(
     batch_size: str = "auto",
     overwrite: bool = False,
     max_memory: float | None = None,
+    chunk_size: int | None = None,
+    device_map: str | None = None,
+    fsdp: bool = False,
 ) -> Runtime:
     """Build the runtime settings. Raises BadInput for a batch size that is not one."""
     size = None
@@ -107,7 +129,29 @@ def runtime(
             raise BadInput(f"--batch-size {batch_size} is neither auto nor a positive number")
         size = int(batch_size)
     command = ("inflcli", *sys.argv[1:])
-    return Runtime(device, size, overwrite, command, memory_gib=max_memory)
+    if fsdp and device_map:
+        raise BadInput("--fsdp and --device-map exclude each other", "use one of them")
+    if device_map not in (None, "auto"):
+        raise BadInput(f"--device-map {device_map} is not auto")
+    if fsdp and distributed.size() < 2:
+        raise BadInput(
+            "--fsdp shards the model over the processes of torchrun, and here is only one",
+            "torchrun --nproc-per-node N -m inflcli ...",
+        )
+    if device_map and distributed.size() > 1:
+        raise BadInput(
+            "--device-map spreads the model over all GPUs for one process",
+            "leave torchrun out, or shard the model with --fsdp",
+        )
+    return Runtime(
+        device,
+        "fsdp" if fsdp else device_map or "device",
+        batch_size=size,
+        chunk_size=chunk_size,
+        overwrite=overwrite,
+        command=command,
+        memory_gib=max_memory,
+    )
 
 
 def choice(option: str, value: str, allowed: tuple[str, ...]) -> str:
@@ -139,6 +183,9 @@ def finish(result: dict[str, Any], as_json: bool) -> None:
 
     `result` holds `artifact` (a path), `fresh` (True when there was nothing to do) and `summary`.
     """
+    distributed.disconnect()
+    if distributed.rank():
+        return
     if as_json:
         print(json.dumps(result, ensure_ascii=False, default=str))
     elif result.get("fresh"):

@@ -15,6 +15,7 @@ from typing import Any
 import typer
 from rich.markup import escape
 
+from inflcli import distributed
 from inflcli.cli import common
 from inflcli.console import stderr
 from inflcli.errors import InflcliError, OutOfResources
@@ -34,6 +35,8 @@ def at_the_edge(command: Callable[..., None]) -> Callable[..., None]:
             if common.debugging():
                 stderr.print_exception()
             message, hint, code = describe(error)
+            if distributed.rank() and isinstance(error, KeyboardInterrupt):
+                raise typer.Exit(code) from None  # the first process says so
             line = escape(" ".join(message.split()))
             stderr.print(
                 f"[bold red]error:[/bold red] {line}" + (f" ({escape(hint)})" * bool(hint))

@@ -47,8 +47,18 @@ def command(
         int | None,
         typer.Option("--max-sequences", min=1, help="Fit on a seeded sample of this many."),
     ] = None,
+    chunk_size: Annotated[
+        int | None,
+        typer.Option(
+            "--chunk-size",
+            min=1,
+            help="Sequences that a process of torchrun is handed at a time; a batch if not given.",
+        ),
+    ] = None,
     shard: common.ShardOption = None,
     device: common.Device = "auto",
+    device_map: common.DeviceMap = None,
+    fsdp: common.Fsdp = False,
     dtype: common.Dtype = "auto",
     precision: common.Precision = "auto",
     batch_size: common.BatchSize = "auto",
@@ -78,7 +88,13 @@ def command(
         shard=common.shard(shard),
     )
     runtime = common.runtime(
-        device=device, batch_size=batch_size, overwrite=overwrite, max_memory=max_memory
+        device=device,
+        batch_size=batch_size,
+        overwrite=overwrite,
+        max_memory=max_memory,
+        chunk_size=chunk_size,
+        device_map=device_map,
+        fsdp=fsdp,
     )
     from inflcli.stages.fit_factors import fit_factors
     from inflcli.stages.fit_shards import fit_shard

@@ -79,6 +79,7 @@ def command(
         bool, typer.Option("--bos", help="Put the tokenizer's bos token before each prompt.")
     ] = False,
     device: common.Device = "auto",
+    device_map: common.DeviceMap = None,
     dtype: common.Dtype = "auto",
     precision: common.Precision = "auto",
     batch_size: common.BatchSize = "auto",
@@ -111,7 +112,11 @@ def command(
         precision=common.choice("precision", precision, PRECISIONS),
     )
     runtime = common.runtime(
-        device=device, batch_size=batch_size, overwrite=overwrite, max_memory=max_memory
+        device=device,
+        batch_size=batch_size,
+        overwrite=overwrite,
+        max_memory=max_memory,
+        device_map=device_map,
     )
     from inflcli.stages.precondition import precondition
 

@@ -49,8 +49,19 @@ def command(
         bool,
         typer.Option("--token-scores", help="Also keep the score of every token."),
     ] = False,
+    chunk_size: Annotated[
+        int,
+        typer.Option(
+            "--chunk-size",
+            min=1,
+            help="Sequences that are recorded as done together, and that a process of torchrun is "
+            "handed at a time.",
+        ),
+    ] = 256,
     shard: common.ShardOption = None,
     device: common.Device = "auto",
+    device_map: common.DeviceMap = None,
+    fsdp: common.Fsdp = False,
     dtype: common.Dtype = "auto",
     precision: common.Precision = "auto",
     batch_size: common.BatchSize = "auto",
@@ -74,13 +85,19 @@ def command(
         layers=layers,
         top_k=top_k,
         token_scores=token_scores,
+        chunk_size=chunk_size,
         dtype=common.choice("dtype", dtype, DTYPES),
         precision=common.choice("precision", precision, PRECISIONS),
         shard=common.shard(shard),
     )
     out = config.shard.folder(out) if config.shard else out
     runtime = common.runtime(
-        device=device, batch_size=batch_size, overwrite=overwrite, max_memory=max_memory
+        device=device,
+        batch_size=batch_size,
+        overwrite=overwrite,
+        max_memory=max_memory,
+        device_map=device_map,
+        fsdp=fsdp,
     )
     from inflcli.stages.scan import scan
 

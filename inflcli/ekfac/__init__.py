@@ -17,7 +17,7 @@ language models.
 from inflcli.ekfac.allocation import allocate
 from inflcli.ekfac.corrected import CorrectedSum
 from inflcli.ekfac.covariance import CovarianceSum
-from inflcli.ekfac.eigenbasis import Basis, decompose
+from inflcli.ekfac.eigenbasis import Basis, decompose, decompose_all
 from inflcli.ekfac.inverse import DampedInverse, damping_value, kfac_eigenvalues, precondition
 from inflcli.ekfac.lowrank import LowRank, energy, truncate
 
@@ -30,6 +30,7 @@ __all__ = [
     "allocate",
     "damping_value",
     "decompose",
+    "decompose_all",
     "energy",
     "kfac_eigenvalues",
     "precondition",

@@ -6,7 +6,7 @@ sequence's values do not depend on its neighbours in the batch, and no attention
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 _TOKENS_A_BATCH = 4096
+_MOST_UNITS = 8192
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,21 @@ def plan_batches(
     return batches
 
 
+def plan_units(
+    ids: NDArray[np.int64], lengths: NDArray[np.int32], size: int | None
+) -> list[NDArray[np.int64]]:
+    """Cut `ids` into units of work, in the order of `plan_batches`.
+
+    A unit holds `size` sequences, or about a batch; in a large corpus several, so that there are
+    at most 8,192.
+    """
+    batches = plan_batches(ids, lengths, size)
+    count = max(1, -(-len(batches) // _MOST_UNITS))
+    return [
+        np.concatenate(batches[first : first + count]) for first in range(0, len(batches), count)
+    ]
+
+
 def make_batch(
     ids: NDArray[np.int64],
     tokens: NDArray[np.int64],
@@ -88,7 +104,7 @@ def make_batch(
 
 
 def read_batches(
-    plans: list[NDArray[np.int64]],
+    plans: Iterable[NDArray[np.int64]],
     take: Callable[[NDArray[np.int64]], NDArray[np.int64]],
     lengths: NDArray[np.int32],
     device: torch.device,

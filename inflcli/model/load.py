@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from inflcli import distributed
 from inflcli.artifacts import fingerprint
 from inflcli.artifacts.manifest import Input
 from inflcli.errors import BadInput, CorruptArtifact, NumericalFault
+from inflcli.model.parallel import first_device, load_spread, shard
 from inflcli.model.precision import resolve_precision
 from inflcli.model.resolve import resolve_folder
 
@@ -26,6 +28,8 @@ class LoadedModel:
     dtype: torch.dtype
     context: int | None
     """Longest sequence that the positions allow; None when the config does not say."""
+    lockstep: bool = False
+    """Whether all ranks must run the same number of passes, since each holds a part of it."""
 
     @property
     def vocabulary(self) -> int:
@@ -41,6 +45,8 @@ def pick_device(name: str) -> torch.device:
     """`auto` takes a GPU if there is one. Raises BadInput for a device that is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and distributed.size() > 1:
+        name = f"cuda:{distributed.local_rank()}"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
@@ -74,11 +80,13 @@ def identify(name: str) -> tuple[Input, Input]:
     return fingerprint.of_model(folder, name), fingerprint.of_tokenizer(folder, name)
 
 
-def load_model(name: str, *, device: str, dtype: str) -> LoadedModel:
+def load_model(name: str, *, device: str, dtype: str, placement: str = "device") -> LoadedModel:
     """Load, freeze and check a causal language model.
 
-    Raises BadInput when the folder holds no causal language model, CorruptArtifact for damaged
-    weights, NumericalFault naming the first parameter that holds NaN or infinity.
+    `placement` is device (all of it there), auto (spread over this host's), or fsdp (sharded over
+    the ranks of torchrun). Raises BadInput when the folder holds no causal language model,
+    CorruptArtifact for damaged weights, NumericalFault naming the first parameter that holds NaN
+    or infinity.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -89,22 +97,35 @@ def load_model(name: str, *, device: str, dtype: str) -> LoadedModel:
     folder = resolve_folder(name, weights=True)
     config = _load_config(folder)
     target, element = pick_device(device), getattr(torch, dtype)
+    network: Any = None
     try:
-        network = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=element)
+        if placement == "auto":
+            network = load_spread(folder, config, element)
+        elif placement == "device" or distributed.rank() == 0:
+            network = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=element)
+    except BadInput:
+        raise
     except Exception as error:  # safetensors, pickle and transformers each raise their own
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         kind = CorruptArtifact if "SafetensorError" in type(error).__name__ else BadInput
         raise kind(f"cannot load a causal language model from {name} ({reason})") from error
-    network.requires_grad_(False).eval().to(target)
-    check_finite(network)
+    if network is not None:
+        network.requires_grad_(False).eval()
+        check_finite(network)
+    if placement == "auto":
+        target = first_device(network)
+    elif placement == "fsdp":
+        network = shard(network, config, element, target)
+    else:
+        network.to(target)
     context = getattr(config, "max_position_embeddings", None)
-    return LoadedModel(network, folder, target, element, context)
+    return LoadedModel(network, folder, target, element, context, placement == "fsdp")
 
 
 def check_finite(network: nn.Module) -> None:
     """Raise NumericalFault naming the first parameter that is not finite."""
     for name, value in network.named_parameters():
-        if not torch.isfinite(value).all():
+        if not value.is_meta and not torch.isfinite(value).all():
             raise NumericalFault(
                 f"parameter {name} of the model holds NaN or infinity", "check the model's files"
             )

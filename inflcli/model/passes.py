@@ -60,9 +60,14 @@ class Passes:
         """
 
         def at_precision(module: TrackedModule, a: Tensor, g: Tensor) -> None:
-            with products(self.precision, self.model.device):
-                consume(module, a, g)
+            # Of a model that is spread over several devices, all arrives on the first.
+            device = self.model.device
+            with products(self.precision, device):
+                consume(module, a.to(device), g.to(device))
 
+        if self.model.lockstep and len(labels) > 1:
+            # A sharded layer's weights are gone after its backward: a graph serves once.
+            return [self.run(batch, [kind], consume) for kind in labels][-1]
         capture = Capture(self.model.network, self.modules, at_precision, batch.tokens.shape)
         with torch.enable_grad(), capture:
             top = self._forward(batch.tokens)
@@ -89,11 +94,11 @@ class Passes:
 
     def _gradient_at_top(self, top: Tensor, batch: Batch, labels: Labels) -> tuple[Tensor, Tensor]:
         """d(sum log p)/d(top), zero where nothing is predicted, and log p [B, T]."""
-        rows = batch.rows
         flat = top.reshape(-1, top.shape[-1])
+        rows = batch.rows.to(flat.device)
         sampled = isinstance(labels, SampledLabels)
         drawn = labels.uniforms(batch) if sampled else labels.targets(batch)  # type: ignore[union-attr]
-        drawn = drawn.flatten()[rows]
+        drawn = drawn.flatten().to(flat.device)[rows]
         gradient = torch.zeros_like(flat)
         log_p = torch.zeros(flat.shape[0], dtype=self.model.statistics_dtype, device=flat.device)
         step = max(1, _CHUNK_ELEMENTS // self.model.vocabulary)
@@ -153,7 +158,7 @@ def _plain_head(model: LoadedModel) -> nn.Linear | None:
     """The output head, if the logits equal its output (no soft cap, scale or projection after)."""
     network = model.network
     head = network.get_output_embeddings()  # type: ignore[operator]
-    if type(head) is not nn.Linear:
+    if type(head) is not nn.Linear or head.weight.is_meta:  # offloaded while it does not run
         return None
     tokens = torch.arange(4, device=model.device).remainder(model.vocabulary)[None]
     with torch.no_grad():

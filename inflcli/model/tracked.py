@@ -48,7 +48,7 @@ def find_tracked(network: nn.Module, wanted: str) -> list[TrackedModule]:
     `wanted` is mlp, attention, all, or comma-separated shell patterns over module names.
     Raises BadInput when none is found, or when one does not run once a pass on one row a token.
     """
-    layers = _decoder_layers(network)
+    layers = decoder_layers(network)
     linear = [
         (name, module)
         for name, module in network.named_modules()
@@ -120,7 +120,7 @@ def _span(layers: Sequence[int]) -> str:
     return f"layer {low}" if low == high else f"layers {low}-{high}"
 
 
-def _decoder_layers(network: nn.Module) -> str:
+def decoder_layers(network: nn.Module) -> str:
     """Path of the decoder's list of layers; "" when there is none."""
     best, size = "", 0
     for name, module in network.named_modules():

@@ -24,7 +24,7 @@ from inflcli.config import AttributeConfig, Runtime
 from inflcli.errors import NumericalFault
 from inflcli.model.batches import plan_batches, read_batches
 from inflcli.model.labels import TrueLabels
-from inflcli.model.load import LoadedModel, dtype_name, identify, load_model
+from inflcli.model.load import LoadedModel, dtype_name, identify
 from inflcli.model.passes import Passes
 from inflcli.model.tracked import TrackedModule
 from inflcli.stages import common
@@ -76,7 +76,7 @@ def attribute(
     )
     if writer is None:
         return common.up_to_date(out, STAGE)
-    loaded = load_model(model, device=runtime.device, dtype=config.dtype)
+    loaded = common.load(model, config.dtype, runtime)
     common.require_context(reader, loaded)
     artifact = Attribute(writer, loaded, reader, wanted, scanned, config, runtime).run()
     counts = artifact.manifest.counts

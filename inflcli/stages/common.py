@@ -15,13 +15,18 @@ from typing import Any, ParamSpec, Self, TypeVar
 
 import torch
 
-from inflcli import console
+from inflcli import console, distributed
 from inflcli.artifacts import lock
 from inflcli.artifacts.corpus import CorpusReader
-from inflcli.artifacts.folder import Artifact
-from inflcli.artifacts.manifest import Input
+from inflcli.artifacts.folder import Artifact, partial_path
+from inflcli.artifacts.ledger import Ledger
+from inflcli.artifacts.manifest import Identity, Input
+from inflcli.artifacts.writer import ArtifactWriter, Salvage
+from inflcli.config import Runtime
+from inflcli.distributed import Ranks
 from inflcli.errors import BadInput, NumericalFault, StaleArtifact
-from inflcli.model.load import LoadedModel
+from inflcli.model.load import LoadedModel, load_model, pick_device
+from inflcli.model.parallel import share_held
 from inflcli.model.tracked import TrackedModule
 
 P = ParamSpec("P")
@@ -31,18 +36,74 @@ R = TypeVar("R")
 def exclusively(stage: Callable[P, R]) -> Callable[P, R]:
     """Let one process at a time run `stage` on its `out`: a second one waits, and says for whom.
 
-    An `out` of None writes nothing.
+    An `out` of None writes nothing. Raises BadInput under torchrun.
     """
+    return _locked(stage, by_ranks=False)
+
+
+def exclusively_by_ranks(stage: Callable[P, R]) -> Callable[P, R]:
+    """As `exclusively`, for a stage that the processes of a torchrun run together."""
+    return _locked(stage, by_ranks=True)
+
+
+def _locked(stage: Callable[P, R], *, by_ranks: bool) -> Callable[P, R]:
     signature = inspect.signature(stage)
 
     @functools.wraps(stage)
     def wrapped(*args: P.args, **options: P.kwargs) -> R:
+        if distributed.size() > 1 and not by_ranks:
+            name = stage.__name__.replace("_", "-")
+            raise BadInput(f"{name} runs in one process", f"run inflcli {name} without torchrun")
         out = signature.bind(*args, **options).arguments["out"]
-        held = nullcontext() if out is None else lock.exclusive(out, console.info)
-        with held:
+        # The first rank holds the lock for all; the others do nothing before it tells them to.
+        mine = out is not None and distributed.rank() == 0
+        with lock.exclusive(out, console.info) if mine else nullcontext():
             return stage(*args, **options)
 
     return wrapped
+
+
+@dataclass(frozen=True)
+class Begun:
+    """An artifact in the making, by all ranks."""
+
+    ranks: Ranks
+    writer: ArtifactWriter
+    before: dict[str, Any]
+    """What earlier runs did, the same on every rank."""
+
+    def finish(self, **described: Any) -> Artifact:
+        """Publish what all ranks have written; see `ArtifactWriter.finish`."""
+        self.ranks.wait()
+        if self.ranks.rank == 0:
+            self.writer.finish(**described)
+        self.ranks.wait()
+        return Artifact.open(self.writer.path, self.writer.identity.stage, shard=True)
+
+
+def begin(
+    out: Path, identity: Identity, runtime: Runtime, salvage: Salvage | None = None
+) -> Begun | None:
+    """`ArtifactWriter.begin` on the first rank, for all of them."""
+    ranks = distributed.connect(on_gpu=pick_device(runtime.device).type == "cuda")
+    writer = None
+    if ranks.rank == 0:
+        writer = ArtifactWriter.begin(
+            out,
+            identity,
+            overwrite=runtime.overwrite,
+            command=runtime.command,
+            salvage=salvage,
+        )
+    state = None if writer is None else (writer.ledger.said(), writer.ledger.epoch)
+    found = ranks.broadcast(state)
+    if found is None:
+        return None
+    before, epoch = found
+    if writer is None:
+        ledger = Ledger(partial_path(out), ranks.rank, epoch=epoch)
+        writer = ArtifactWriter(out, identity, ledger)
+    return Begun(ranks, writer, before)
 
 
 def result(artifact: Artifact, *, fresh: bool, summary: str) -> dict[str, Any]:
@@ -59,6 +120,15 @@ def result(artifact: Artifact, *, fresh: bool, summary: str) -> dict[str, Any]:
 
 def up_to_date(path: Path, stage: str) -> dict[str, Any]:
     return result(Artifact.open(path, stage, shard=True), fresh=True, summary="up to date")
+
+
+def load(model: str, dtype: str, runtime: Runtime) -> LoadedModel:
+    """`load_model` as the runtime settings have it."""
+    loaded = load_model(model, device=runtime.device, dtype=dtype, placement=runtime.placement)
+    if loaded.lockstep:
+        share = share_held(loaded.network)
+        console.info(f"model sharded: this process holds {share:.0%} of its parameters")
+    return loaded
 
 
 def require_same_tokenizer(corpus: CorpusReader, tokenizer: Input) -> None:

@@ -9,27 +9,27 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from inflcli import console
 from inflcli.artifacts import factors as store
 from inflcli.artifacts import files
 from inflcli.artifacts.folder import Artifact
 from inflcli.artifacts.manifest import Identity
 from inflcli.artifacts.writer import ArtifactWriter
 from inflcli.config import FitFactorsConfig, Runtime
-from inflcli.ekfac import CorrectedSum, CovarianceSum, decompose
+from inflcli.ekfac import CorrectedSum, CovarianceSum
 from inflcli.ekfac.covariance import block_sizes
 from inflcli.errors import BadInput
-from inflcli.model.load import load_model
 from inflcli.model.tracked import TrackedModule
 from inflcli.stages import common
-from inflcli.stages.fit_factors import STAGE, Fit, chosen_sequences, open_inputs
+from inflcli.stages.eigenvectors import Matrix, covariances, write_eigenvectors
+from inflcli.stages.fit import Fit
+from inflcli.stages.fit_factors import STAGE, open_inputs
+from inflcli.stages.fit_plan import chosen_sequences
 from inflcli.stages.shards import Shards, find_shards, verify, whole_identity
 from inflcli.stages.statistics import Statistics
 
@@ -57,7 +57,7 @@ def fit_shard(
     return _fit_shard(model, corpus, folder / CORRECTED / out, config, runtime)
 
 
-@common.exclusively
+@common.exclusively_by_ranks
 def _fit_shard(
     model: str, corpus: Path, out: Path, config: FitFactorsConfig, runtime: Runtime
 ) -> dict[str, Any]:
@@ -67,14 +67,12 @@ def _fit_shard(
         bases = Artifact.open(out.parent.parent / BASES, STAGE, shard=True)
         inputs[BASES] = bases.as_input()
     identity = Identity(STAGE, {**config.identity(), "phase": phase}, inputs)
-    writer = ArtifactWriter.begin(
-        out, identity, overwrite=runtime.overwrite, command=runtime.command
-    )
-    if writer is None:
+    begun = common.begin(out, identity, runtime)
+    if begun is None:
         return common.up_to_date(out, STAGE)
-    loaded = load_model(model, device=runtime.device, dtype=config.dtype)
+    loaded = common.load(model, config.dtype, runtime)
     common.require_context(reader, loaded)
-    artifact = FitShard(writer, loaded, reader, config, runtime).run_phase(phase, bases)
+    artifact = FitShard(begun, loaded, reader, config, runtime).run_phase(phase, bases)
     summary = f"{phase} of {artifact.manifest.counts['sequences']} sequences; merge all shards next"
     return common.result(artifact, fresh=False, summary=summary)
 
@@ -86,27 +84,23 @@ class FitShard(Fit):
         assert self.config.shard is not None
         ids = chosen_sequences(self.corpus, self.config)
         ids = ids[self.config.shard.part(len(ids))]
-        if "parts" not in self.writer.progress:
-            parts = [part for part in self._parts() if part[0] == phase]
-            self.writer.commit({"parts": parts, "step": 0, "sums": {}})
-        parts, counted = self.writer.progress["parts"], self.writer.progress["sums"]
-        for step, (_, names) in enumerate(parts):
-            if step < self.writer.progress["step"]:
-                continue
+        sums: list[dict[str, Any]] = self.before.get("sums", [])
+        for number, (_, names) in self.steps(lambda: [p for p in self._parts() if p[0] == phase]):
             modules = [module for module in self.modules if module.name in names]
             statistics: Statistics
             if bases is None:
-                statistics = self.covariance_pass(modules, ids, phase)
+                statistics = self.covariance_pass(modules, ids, f"{phase} {number}")
             else:
-                statistics = self.corrected_pass(modules, ids, phase, bases.path)
-            path = self.writer.folder / f"sums.{step}.safetensors"
-            files.write_tensors(path, statistics.state(), {})
-            counted = {**counted, f"{step}": statistics.counts()}
-            progress = {"parts": parts, "step": step + 1, "sums": counted}
-            self.writer.drop_state(progress)
-        return self.writer.finish(
+                statistics = self.corrected_pass(modules, ids, f"{phase} {number}", bases.path)
+            self.add_up(statistics, {})
+            path = self.folder / f"sums.{len(sums)}.safetensors"
+            if self.ranks.rank == 0:
+                files.write_tensors(path, statistics.state(), {})
+            sums = [*sums, statistics.counts()]
+            self.end_step({"sums": sums}, [])
+        return self.begun.finish(
             counts={"sequences": len(ids), "modules": len(self.modules)},
-            details={**self.details, "sums": list(counted.values())},
+            details={**self.details, "sums": sums},
             timings=self.timings,
         )
 
@@ -156,24 +150,15 @@ def _bases(folder: Path, runtime: Runtime) -> Artifact:
         return Artifact.open(folder / BASES, STAGE, shard=True)
     shards.verify()
     modules = common.tracked_from(shards.details["modules"])
-    fast, sums = shards.details["precision"] == "fast", _Sums(shards)
-    with (
-        console.progress("eigenvectors", len(modules), unit="modules") as meter,
-        common.Behind() as behind,
-    ):
-        for module in modules:
-            for side, write in (("A", store.write_input), ("S", store.write_output)):
-                if side == "A" and module.name != module.shares_input_with:
-                    continue
-                sizes = block_sizes(
-                    module.inputs if side == "A" else module.outputs, whole.config["blocks"]
-                )
-                total = _covariance(sums, side, module, len(sizes))
-                values, basis = decompose(total.mean(), fast=fast)
-                stored = sums.stored(f"{side}:{module.name}:0")
-                eigen = store.Eigen(values, basis.to(stored).blocks)
-                behind.do(partial(write, writer.folder, module.name, eigen))
-            meter.advance(1)
+    sums, wanted = _Sums(shards), covariances(modules)
+    write_eigenvectors(
+        writer.folder,
+        wanted,
+        lambda matrix: _covariance(sums, matrix, whole.config["blocks"]).mean(),
+        fast=shards.details["precision"] == "fast",
+        stored=sums.stored(f"{wanted[0].key}:0"),
+        done=lambda group: None,
+    )
     tokens = sum(one.manifest.details["sums"][0]["tokens"] for one in shards.artifacts)
     counts = {"sequences": shards.total("sequences"), "predicted_tokens": tokens}
     return writer.finish(
@@ -230,10 +215,10 @@ def _part(path: Path) -> int:
     return int(path.name.split(".")[1])
 
 
-def _covariance(sums: _Sums, side: str, module: TrackedModule, blocks: int) -> CovarianceSum:
-    name = f"{side}:{module.name}"
-    found = [sums.total(f"{name}:{number}") for number in range(blocks)]
-    return CovarianceSum(found, sums.counts("rows", name))
+def _covariance(sums: _Sums, matrix: Matrix, blocks: int) -> CovarianceSum:
+    parts = range(len(block_sizes(matrix.size, blocks)))
+    found = [sums.total(f"{matrix.key}:{number}") for number in parts]
+    return CovarianceSum(found, sums.counts("rows", matrix.key))
 
 
 def _corrected(shards: Shards, module: TrackedModule) -> Tensor:

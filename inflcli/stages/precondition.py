@@ -27,7 +27,7 @@ from inflcli.ekfac.inverse import RotatedGradients
 from inflcli.errors import BadInput
 from inflcli.model.batches import Batch, make_batch
 from inflcli.model.labels import TrueLabels
-from inflcli.model.load import LoadedModel, arithmetic, identify, load_model
+from inflcli.model.load import LoadedModel, arithmetic, identify
 from inflcli.model.memory import budget
 from inflcli.model.passes import Passes
 from inflcli.model.resolve import load_tokenizer
@@ -85,7 +85,7 @@ def precondition(
     )
     if writer is None:
         return common.up_to_date(out, STAGE)
-    loaded = load_model(model, device=runtime.device, dtype=config.dtype)
+    loaded = common.load(model, config.dtype, runtime)
     text = load_tokenizer(loaded.folder)
     encoded = [
         encode_query(query, text, bos=config.bos, max_tokens=loaded.context) for query in parsed

@@ -120,7 +120,7 @@ class _Run:
     ) -> None:
         self.writer, self.sources, self.config = writer, sources, config
         before = writer.progress
-        state = {name: one.numpy() for name, one in writer.load_state().items()}
+        state = {name: one.numpy() for name, one in writer.ledger.load_state()[0].items()}
         self.corpus = CorpusWriter(
             writer.folder, layout, state=state, counts=before.get("rows"), chunk_rows=1024
         )
@@ -196,7 +196,7 @@ class _Run:
             self.corpus.make_durable()
             state = self.corpus.state()
             tails = {name: torch.from_numpy(_plain(one)) for name, one in state.items()}
-            self.writer.save_state(tails, progress)
+            self.writer.ledger.save_state(tails, {}, progress)
         self._committed = self.corpus.n_sequences
 
     def finish(self, inputs: list[str]) -> Artifact:

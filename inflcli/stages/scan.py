@@ -6,7 +6,6 @@ import time
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,13 @@ from inflcli.artifacts.files import write_errors
 from inflcli.artifacts.folder import Artifact
 from inflcli.artifacts.manifest import Identity, Manifest
 from inflcli.artifacts.queries import QueriesReader
-from inflcli.artifacts.writer import ArtifactWriter
 from inflcli.config import Runtime, ScanConfig
 from inflcli.errors import BadInput
 from inflcli.influence.cost import BALANCE, Work
 from inflcli.influence.topk import RunningTop
-from inflcli.model.batches import plan_batches, read_batches
+from inflcli.model.batches import plan_batches
 from inflcli.model.labels import TrueLabels
-from inflcli.model.load import LoadedModel, arithmetic, identify, load_model
+from inflcli.model.load import LoadedModel, arithmetic, identify
 from inflcli.model.memory import budget
 from inflcli.model.passes import Passes
 from inflcli.model.tracked import depth_group, group_names, select_layers
@@ -42,11 +40,12 @@ from inflcli.stages.scoring import (
     on_route,
     pick_routes,
 )
+from inflcli.stages.units import Unit, ignore, read_units
 
 STAGE = "scan"
 
 
-@common.exclusively
+@common.exclusively_by_ranks
 def scan(
     model: str,
     queries: Path,
@@ -80,18 +79,12 @@ def scan(
         chosen.artifact.require_input("queries", wanted.artifact.manifest.inputs["queries"], again)
         inputs["candidates"] = chosen.artifact.as_input()
     ids = _scanned(reader, config, chosen)
-    writer = ArtifactWriter.begin(
-        out,
-        Identity(STAGE, config.identity(), inputs),
-        overwrite=runtime.overwrite,
-        command=runtime.command,
-        salvage=_salvaged,
-    )
-    if writer is None:
+    begun = common.begin(out, Identity(STAGE, config.identity(), inputs), runtime, _salvaged)
+    if begun is None:
         return common.up_to_date(out, STAGE)
-    loaded = load_model(model, device=runtime.device, dtype=config.dtype)
+    loaded = common.load(model, config.dtype, runtime)
     common.require_context(reader, loaded)
-    artifact = Scan(writer, loaded, reader, wanted, config, runtime, ids).run()
+    artifact = Scan(begun, loaded, reader, wanted, config, runtime, ids).run()
     scored = artifact.manifest.counts["sequences"]
     summary = f"{scored} sequences scored against {len(wanted.ids)} queries"
     return common.result(artifact, fresh=False, summary=summary)
@@ -120,11 +113,11 @@ def _scanned(
 
 
 class Scan:
-    """One run of the stage. Progress: which chunks of the score arrays are done."""
+    """One run of the stage, or one process's part in it. Progress: the chunks that are done."""
 
     def __init__(
         self,
-        writer: ArtifactWriter,
+        begun: common.Begun,
         model: LoadedModel,
         corpus: CorpusReader,
         queries: QueriesReader,
@@ -132,35 +125,35 @@ class Scan:
         runtime: Runtime,
         ids: NDArray[np.int64],
     ) -> None:
-        self.writer, self.model, self.corpus, self.queries = writer, model, corpus, queries
+        self.begun, self.writer, self.ranks = begun, begun.writer, begun.ranks
+        self.model, self.corpus, self.queries = model, corpus, queries
         self.config, self.runtime, self.ids = config, runtime, ids
         every = common.tracked_from(queries.modules)
         self.modules = select_layers(every, config.layers)
         self.names = group_names(self.modules)
-        self.routes: dict[str, str] = writer.progress.get("routes", {})
-        self.done: set[int] = set(writer.progress.get("chunks", []))
+        self.routes: dict[str, str] = begun.before.get("routes", {})
+        self.done: set[int] = set(begun.before.get("chunks", []))
 
     def run(self) -> Artifact:
-        self.group = store.create(
-            self.writer.folder,
-            self.queries.ids,
-            self.corpus.n_sequences,
-            self.names,
-            min(self.config.top_k, self.corpus.n_sequences),
-            int(self.corpus.lengths.max()) if self.config.token_scores else None,
-        )
-        mine, shard = _chunks(self.ids), self.config.shard
+        # The first process creates the arrays, the others find them.
+        if self.ranks.rank == 0:
+            self._open_arrays()
+        self.ranks.wait()
+        if self.ranks.rank:
+            self._open_arrays()
+        mine, shard = self._chunks(), self.config.shard
         if shard is not None:
             mine = mine[shard.part(len(mine))]
-        chunks = [chunk for chunk in mine if chunk[0] not in self.done]
+        left = [chunk for chunk in mine if chunk.number not in self.done]
         started = time.monotonic()
-        if chunks:
-            self._score(chunks, sum(len(ids) for number, ids in mine if number in self.done))
+        if left:
+            self._score(left, sum(len(one.ids) for one in mine if one.number in self.done))
+        self.ranks.wait()
         seconds = round(time.monotonic() - started, 3)
-        if shard is None:
+        if shard is None and self.ranks.rank == 0:
             with write_errors(self.writer.folder):
                 write_top(self.group)
-        scanned = sum(len(ids) for _, ids in mine)
+        scanned = sum(len(one.ids) for one in mine)
         counts = {"sequences": scanned, "queries": len(self.queries.ids)}
         details = {
             "routes": self.routes,
@@ -169,35 +162,56 @@ class Scan:
             "precision": self.config.precision,
             "modules": [module.name for module in self.modules],
         }
-        return self.writer.finish(counts=counts, details=details, timings={"scan": seconds})
+        return self.begun.finish(counts=counts, details=details, timings={"scan": seconds})
 
-    def _score(self, chunks: Sequence[tuple[int, NDArray[np.int64]]], done: int) -> None:
+    def _open_arrays(self) -> None:
+        self.group = store.create(
+            self.writer.folder,
+            self.queries.ids,
+            self.corpus.n_sequences,
+            self.names,
+            min(self.config.top_k, self.corpus.n_sequences),
+            int(self.corpus.lengths.max()) if self.config.token_scores else None,
+            self.config.chunk_size,
+        )
+
+    def _chunks(self) -> list[Unit]:
+        """What to scan, by the chunk of the score arrays that it lies in."""
+        numbers = self.ids // self.config.chunk_size
+        return [Unit(int(number), self.ids[numbers == number]) for number in np.unique(numbers)]
+
+    def _score(self, chunks: Sequence[Unit], done: int) -> None:
         """Score chunk after chunk; each is written while the next is computed.
 
         `done` are the sequences of earlier runs.
         """
         scorer = self._scorer()
         passes = Passes.for_model(self.model, self.modules, self.config.precision)
-        lengths, size = self.corpus.lengths, self.runtime.batch_size
-        plans = [plan_batches(ids, lengths[ids], size) for _, ids in chunks]
-        every = [plan for plan_of_chunk in plans for plan in plan_of_chunk]
-        batches = read_batches(every, self.corpus.take, lengths, self.model.device)
-        total = sum(len(ids) for _, ids in chunks)
+        total = sum(len(chunk.ids) for chunk in chunks) + done
+        parts = read_units(
+            chunks, self.ranks, STAGE, self.corpus, self.model, self.runtime.batch_size
+        )
         with (
-            console.progress("scan", total + done, done=done) as meter,
+            console.progress("scan", total, done=done) as meter,
             common.Behind() as behind,
         ):
-            for (number, ids), plan in zip(chunks, plans, strict=True):
-                scorer.begin(len(ids))
-                for batch in islice(batches, len(plan)):
-                    scorer.place(torch.from_numpy(np.searchsorted(ids, batch.ids)))
-                    if batch.count:
-                        passes.run(batch, [TrueLabels()], scorer.consume)
-                    meter.advance(len(batch.ids))
-                scorer.end()
-                tokens = None if scorer.tokens is None else scorer.tokens.float().cpu().numpy()
-                layers = scorer.layers.float().cpu().numpy()
-                behind.do(partial(self._record, number, ids, layers, tokens))
+            for part in parts:
+                batch = part.batch
+                if part.unit is None:
+                    passes.run(batch, [TrueLabels()], ignore)
+                    continue
+                ids = part.unit.ids
+                if part.first:
+                    scorer.begin(len(ids))
+                scorer.place(torch.from_numpy(np.searchsorted(ids, batch.ids)))
+                if batch.count or self.model.lockstep:
+                    passes.run(batch, [TrueLabels()], scorer.consume)
+                meter.reach(done + self.ranks.tally(STAGE, len(batch.ids)))
+                if part.last:
+                    scorer.end()
+                    tokens = None if scorer.tokens is None else scorer.tokens.float().cpu().numpy()
+                    layers = scorer.layers.float().cpu().numpy()
+                    behind.do(partial(self._record, part.unit.number, ids, layers, tokens))
 
     def _record(
         self,
@@ -207,8 +221,9 @@ class Scan:
         tokens: NDArray[np.float32] | None,
     ) -> None:
         """Write the scores of the sequences `ids`, all within chunk `number` of the arrays."""
-        first = number * store.CHUNK
-        width = min(store.CHUNK, self.corpus.n_sequences - first)
+        size = self.config.chunk_size
+        first = number * size
+        width = min(size, self.corpus.n_sequences - first)
         span = slice(first, first + width)
 
         def spread(values: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -234,9 +249,12 @@ class Scan:
         loaded = {name: load_queries(self.queries, name, element, device) for name in names}
         if not self.routes:
             memory = budget(self.runtime.memory_gib, device)
-            self.routes = pick_routes(
+            routes = pick_routes(
                 loaded, self.modules, self._work(held), memory=memory, forced=self.config.route
             )
+            self.routes = self.ranks.broadcast(routes)
+            if self.ranks.rank == 0:
+                self.writer.commit({**self.writer.progress, "routes": self.routes})
         queries = {n: on_route(loaded.pop(n), self.routes[n], held) for n in names}
         describe_routes(queries, self.routes)
         groups = {module.name: depth_group(module, self.modules) for module in self.modules}
@@ -268,9 +286,3 @@ def write_top(group: zarr.Group) -> None:
         tops[1].update(first, -scores)
     ids = np.stack([top.ids for top in tops], axis=1)
     store.write_top(group, ids, np.stack([tops[0].scores, -tops[1].scores], axis=1))
-
-
-def _chunks(ids: NDArray[np.int64]) -> Sequence[tuple[int, NDArray[np.int64]]]:
-    """`ids` by the chunk of the score arrays that they lie in."""
-    numbers = ids // store.CHUNK
-    return [(int(number), ids[numbers == number]) for number in np.unique(numbers)]

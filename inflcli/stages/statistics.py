@@ -82,6 +82,10 @@ class CovarianceStatistics:
             self.inputs[shared].add(a.flatten(0, 1).index_select(0, self._rows))
         self.outputs[module.name].add(g.flatten(0, 1).index_select(0, self._rows))
 
+    def take(self, side: str, name: str) -> CovarianceSum:
+        """Hand over A (side A) or S of a module; it is held here no longer."""
+        return (self.inputs if side == "A" else self.outputs).pop(name)
+
     def state(self) -> dict[str, Tensor]:
         return {
             f"{side}:{name}:{number}": block

@@ -22,7 +22,6 @@ ORDER = (
     "attribute",
     "report",
 )
-_INTERNAL = ("state", "generation")
 
 
 @dataclass
@@ -124,7 +123,7 @@ def _describe_partial(folder: Path, size: int) -> ArtifactStatus:
     shown = {
         key: len(one) if isinstance(one, list) else one
         for key, one in progress.items()
-        if isinstance(one, int | float | str | list) and key not in _INTERNAL
+        if isinstance(one, int | float | str | list)
     }
     stage = identity.stage if identity else "?"
     found = ArtifactStatus(folder.name, stage, PARTIAL, progress=shown, bytes=size)

@@ -107,7 +107,7 @@ def _paper(
     terms = tfidf.QueryTerms.of(queries)
     top = tfidf.TopCandidates(len(queries), min(config.top, corpus.n_sequences))
     frequency = np.zeros(len(terms.terms), np.int64)
-    state = {name: one.numpy() for name, one in writer.load_state().items()}
+    state = {name: one.numpy() for name, one in writer.ledger.load_state()[0].items()}
     if state:
         frequency = state["frequency"]
         top.restore(state["ids"], state["scores"])
@@ -133,7 +133,7 @@ def _paper(
                 state = {"frequency": frequency, "ids": ids, "scores": scores}
                 tensors = {name: torch.from_numpy(one) for name, one in state.items()}
                 with checkpoints.saving():
-                    writer.save_state(tensors, {"sequences": done, "total": total})
+                    writer.ledger.save_state(tensors, {}, {"sequences": done, "total": total})
     return top
 
 

@@ -1,0 +1,281 @@
+"""The work of `fit-factors`: passes that add up statistics, and what is made of them."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from inflcli import console
+from inflcli.artifacts import factors as store
+from inflcli.artifacts.corpus import CorpusReader
+from inflcli.artifacts.folder import Artifact
+from inflcli.artifacts.ledger import add_counts
+from inflcli.config import FitFactorsConfig, Runtime
+from inflcli.model.batches import plan_units
+from inflcli.model.load import LoadedModel
+from inflcli.model.memory import budget
+from inflcli.model.passes import Passes
+from inflcli.model.tracked import TrackedModule, find_tracked, share_tracked
+from inflcli.stages import common
+from inflcli.stages.eigenvectors import Matrix, covariances, share_out, write_eigenvectors
+from inflcli.stages.fit_plan import chosen_sequences, draw_labels, partition, read_bases
+from inflcli.stages.statistics import (
+    CorrectedStatistics,
+    CovarianceStatistics,
+    Statistics,
+    corrected_bytes,
+    covariance_bytes,
+)
+from inflcli.stages.units import Unit, ignore, read_units
+
+Step = tuple[str, list[str]]
+"""A phase, covariance or corrected, and the modules that it is for."""
+
+
+class Fit:
+    """One run of the stage, or one process's part in it.
+
+    Progress: the step; within it the units of work whose sums are saved, and, once all are, the
+    matrices that are decomposed.
+    """
+
+    def __init__(
+        self,
+        begun: common.Begun,
+        model: LoadedModel,
+        corpus: CorpusReader,
+        config: FitFactorsConfig,
+        runtime: Runtime,
+    ) -> None:
+        self.begun, self.model, self.corpus = begun, model, corpus
+        self.config, self.runtime = config, runtime
+        self.ranks, self.ledger = begun.ranks, begun.writer.ledger
+        self.folder = begun.writer.folder
+        self.modules = find_tracked(model.network, config.modules)
+        share = share_tracked(model.network, self.modules)
+        self.details: dict[str, Any] = {
+            "modules": [asdict(module) for module in self.modules],
+            "share_tracked": share,
+            "dtype": config.dtype,
+            "precision": config.precision,
+        }
+        console.info(f"tracking {len(self.modules)} modules, {share:.1%} of the model's parameters")
+        for module in self.modules:
+            console.detail(f"  {module.name} [{module.outputs}, {module.inputs}]")
+        self.timings: dict[str, float] = {}
+        self.checkpoints = common.Checkpoints(runtime.checkpoint_seconds)
+        self.before = begun.before
+        """What earlier runs did of the current step."""
+
+    def run(self) -> Artifact:
+        if self.config.curvature == "identity":
+            return self._finish({"sequences": 0, "predicted_tokens": 0})
+        ids = chosen_sequences(self.corpus, self.config)
+        tokens = self.before.get("tokens", 0)
+        for number, (phase, names) in self.steps(self._parts):
+            modules = [module for module in self.modules if module.name in names]
+            if phase == "covariance":
+                tokens = self._covariances(modules, ids, f"{phase} {number}")
+                folders = ["inputs", "modules"]
+            else:
+                self._corrected(modules, ids, f"{phase} {number}")
+                folders = ["corrected"]
+            self.end_step({"tokens": tokens}, [self.folder / name for name in folders])
+        return self._finish({"sequences": len(ids), "predicted_tokens": tokens})
+
+    def steps(self, plan: Callable[[], list[Step]]) -> list[tuple[str, Step]]:
+        """The steps that are left, each with a number to show; `end_step` ends each."""
+        if "parts" not in self.before:
+            # Memory decides, so the first process's: all must do the same.
+            parts = self.ranks.broadcast(plan())
+            unit = self.runtime.chunk_size or self.runtime.batch_size
+            self.before = {**self.before, "parts": parts, "step": 0, "unit": unit}
+            if self.ranks.rank == 0:
+                self.ledger.commit(self.before)
+        within = ("done", "decomposed")
+        self._kept = {key: value for key, value in self.before.items() if key not in within}
+        parts, step = self._kept["parts"], self._kept["step"]
+        numbers = [f"{number}/{len(parts)}" for number in range(1, len(parts) + 1)]
+        return list(zip(numbers, parts, strict=True))[step:]
+
+    def end_step(self, progress: dict[str, Any], written: list[Path]) -> None:
+        """Record that all processes are through with the step, and what they wrote in it."""
+        self._kept |= {**progress, "step": self._kept["step"] + 1}
+        self.before = dict(self._kept)
+        self.ranks.wait()
+        if self.ranks.rank == 0:
+            self.ledger.drop_state(self.before, written)
+        self.ranks.wait()
+        if self.ranks.rank:
+            self.ledger.void()
+
+    def _parts(self) -> list[Step]:
+        """The passes to make: as few as memory allows, each for some of the modules."""
+        memory = budget(self.runtime.memory_gib, self.model.device)
+        element = self.model.statistics_dtype.itemsize
+        found = []
+        phases = {"covariance": covariance_bytes, "corrected": corrected_bytes}
+        if self.config.curvature == "kfac":
+            del phases["corrected"]
+        for phase, size in phases.items():
+            modules = self.modules
+            if "only" in self.before:  # the others' are sound
+                modules = [m for m in modules if m.name in self.before["only"][phase]]
+            sizes = {m.name: size(m, self.config.blocks, element) for m in modules}
+            parts = partition(modules, sizes, memory)
+            if len(parts) > 1:
+                console.info(
+                    f"{phase}: {sum(sizes.values()) / 2**30:.1f} GiB of sums do not fit "
+                    f"{memory / 2**30:.1f} GiB at once: {len(parts)} passes"
+                )
+            found += [(phase, part) for part in parts]
+        return found
+
+    def _finish(self, counts: dict[str, Any]) -> Artifact:
+        counts = {**counts, "modules": len(self.modules)}
+        return self.begun.finish(counts=counts, details=self.details, timings=self.timings)
+
+    def _covariances(self, modules: list[TrackedModule], ids: NDArray[np.int64], title: str) -> int:
+        """A pass, then the eigenvectors. Returns the count of predicted tokens."""
+        statistics = self.covariance_pass(modules, ids, title)
+        # Without all sums on disk, there is nothing that a resumed run could go on from.
+        saved = self.ranks.broadcast(self._all_saved or self.checkpoints.due())
+        if saved and not self._all_saved:
+            self._save(statistics)
+        started = time.monotonic()
+        matrices = covariances(modules)
+        shares = share_out([matrix.size**3 for matrix in matrices], self.ranks.size)
+        owners = {one.key: owner for one, owner in zip(matrices, shares, strict=True)}
+        self.add_up(statistics, owners)
+        earlier = self.before.get("decomposed", [])
+        found: list[str] = list(earlier) if self.ranks.rank == 0 else []
+
+        def done(group: list[Matrix]) -> None:
+            found.extend(matrix.key for matrix in group)
+            if saved:
+                self.ledger.commit({**self.ledger.said(), "decomposed": found})
+
+        write_eigenvectors(
+            self.folder,
+            [
+                one
+                for one in matrices
+                if owners[one.key] == self.ranks.rank and one.key not in earlier
+            ],
+            lambda matrix: statistics.take(matrix.side, matrix.name).mean(),
+            fast=self.config.precision == "fast",
+            stored=self.model.statistics_dtype,
+            done=done,
+        )
+        self._spent("eigenvectors", started)
+        return statistics.tokens
+
+    def _corrected(self, modules: list[TrackedModule], ids: NDArray[np.int64], title: str) -> None:
+        """A pass with fresh pseudo-labels."""
+        statistics = self.corrected_pass(modules, ids, title, self.folder)
+        owners = share_out([module.parameters for module in modules], self.ranks.size)
+        self.add_up(statistics, dict(zip(statistics.sums, owners, strict=True)))
+        for module, owner in zip(modules, owners, strict=True):
+            if owner == self.ranks.rank:
+                mean = statistics.sums[module.name].mean()
+                store.write_corrected(self.folder, module.name, mean)
+
+    def add_up(self, statistics: Statistics, owners: dict[str, int]) -> None:
+        """Add up all processes' sums, each at its owner, and the counts everywhere.
+
+        `owners` are by the names that begin the sums' names.
+        """
+        if self.ranks.size == 1:
+            return
+        sums = statistics.state()
+        for name, tensor in sums.items():
+            self.ranks.add_up(tensor, owners.get(name, owners.get(name.rpartition(":")[0], 0)))
+        counts = functools.reduce(add_counts, self.ranks.gather(statistics.counts()))
+        statistics.restore(sums, counts)
+
+    def covariance_pass(
+        self, modules: list[TrackedModule], ids: NDArray[np.int64], title: str
+    ) -> CovarianceStatistics:
+        statistics = CovarianceStatistics(modules, self.config.blocks, self.model)
+        self._pass(title, modules, ids, statistics, stream=0)
+        return statistics
+
+    def corrected_pass(
+        self, modules: list[TrackedModule], ids: NDArray[np.int64], title: str, folder: Path
+    ) -> CorrectedStatistics:
+        """In the eigenbases that lie in `folder`."""
+        element = self.model.statistics_dtype
+        if self.config.precision == "fast":
+            element = torch.bfloat16
+        bases = read_bases(folder, modules, self.model.device, element)
+        statistics = CorrectedStatistics(modules, bases, self.model)
+        self._pass(title, modules, ids, statistics, stream=1)
+        return statistics
+
+    def _pass(
+        self,
+        title: str,
+        modules: list[TrackedModule],
+        ids: NDArray[np.int64],
+        statistics: Statistics,
+        *,
+        stream: int,
+    ) -> None:
+        """Add sequences to `statistics`, from where an earlier run left off.
+
+        A process alone adds all of them, always in one order; of several each adds some.
+        """
+        passes = Passes.for_model(self.model, modules, self.config.precision)
+        if self.ranks.rank == 0:
+            tensors, counts = self.ledger.load_state()
+            if tensors:
+                statistics.restore(tensors, counts)
+        units = [
+            Unit(number, members)
+            for number, members in enumerate(
+                plan_units(ids, self.corpus.lengths[ids], self._kept["unit"])
+            )
+        ]
+        earlier = set(self.before.get("done", []))
+        self._done = sorted(earlier) if self.ranks.rank == 0 else []
+        self._all_saved = len(earlier) == len(units)
+        left = [unit for unit in units if unit.number not in earlier]
+        before = sum(len(unit.ids) for unit in units) - sum(len(unit.ids) for unit in left)
+        labels, started = draw_labels(self.config, stream), time.monotonic()
+        parts = read_units(
+            left, self.ranks, title, self.corpus, self.model, self.runtime.batch_size
+        )
+        shown = title if len(self._kept["parts"]) > 2 else title.split()[0]
+        with console.progress(shown, len(ids), done=before) as meter:
+            for part in parts:
+                if part.unit is None:
+                    passes.run(part.batch, labels, ignore)
+                    continue
+                statistics.begin(part.batch)
+                passes.run(part.batch, labels, statistics.consume)
+                meter.reach(before + self.ranks.tally(title, len(part.batch.ids)))
+                if part.last:
+                    self._done.append(part.unit.number)
+                    if self.checkpoints.due() and len(self._done) < len(units):
+                        self._save(statistics)
+        statistics.check()
+        self._spent(title.split()[0], started)
+
+    def _save(self, statistics: Statistics) -> None:
+        """Record the sums over the units that this process has done."""
+        statistics.check()
+        progress = {**(self._kept if self.ranks.rank == 0 else {}), "done": self._done}
+        with self.checkpoints.saving():
+            self.ledger.save_state(statistics.state(), statistics.counts(), progress)
+
+    def _spent(self, what: str, started: float) -> None:
+        seconds = self.timings.get(what, 0.0) + time.monotonic() - started
+        self.timings[what] = round(seconds, 3)
