@@ -19,21 +19,17 @@ from pipeline import CPU, Pipeline
 from test_mended_queries import files_of
 
 from inflcli.artifacts.folder import partial_path
-from inflcli.artifacts.ledger import Ledger
+from inflcli.artifacts.writer import ArtifactWriter
 from inflcli.stages.common import Checkpoints
 
 
 @pytest.fixture(scope="module")
-def whole(tiny_model, tiny_text, tiny_queries, tmp_path_factory):
-    pipeline = Pipeline(
-        tiny_model("gpt2"),
-        tmp_path_factory.mktemp("run"),
-        "float32",
-        replace(CPU, batch_size=5),
-    )
+def whole(tiny_model, tiny_text, tiny_queries, tmp_path_factory) -> Pipeline:
+    runtime = replace(CPU, batch_size=5)
+    pipeline = Pipeline(tiny_model("gpt2"), tmp_path_factory.mktemp("run"), "float32", runtime)
     for stage, out in OUTS.items():
         run_stage(pipeline, stage, out, tiny_text, tiny_queries)
-    yield pipeline
+    return pipeline
 
 
 def scatter_times(folder: Path, draw: random.Random) -> None:
@@ -49,10 +45,10 @@ def test_stages(whole, tiny_text, tiny_queries, monkeypatch, stage, seconds):
     """Stopped after each third record, too, and gone on with."""
     out, draw = f"{stage}-{seconds}", random.Random(seconds)
     pipeline = replace(whole, runtime=replace(whole.runtime, checkpoint_seconds=seconds))
-    record, left = Ledger.record, [3]
+    commit, left = ArtifactWriter.commit, [3]
 
     def scattered(self, *arguments):
-        record(self, *arguments)
+        commit(self, *arguments)
         scatter_times(self.folder, draw)
         left[0] -= 1
         if left[0] == 0:
@@ -62,7 +58,7 @@ def test_stages(whole, tiny_text, tiny_queries, monkeypatch, stage, seconds):
         left[0] = 3
         with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
             clocks.jump(attempt, patch.setattr)
-            patch.setattr(Ledger, "record", scattered)
+            patch.setattr(ArtifactWriter, "commit", scattered)
             run_stage(pipeline, stage, out, tiny_text, tiny_queries)
         if (whole.run / out).exists():
             break

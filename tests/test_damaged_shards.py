@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from test_shards import fit_shards, same_but_for_timings, shards_of
 
 from inflcli.artifacts.writer import ArtifactWriter
 from inflcli.config import Shard
+from inflcli.stages.fit_shards import fit_shard
 from inflcli.stages.merge import merge
 
 AGAIN = replace(CPU, overwrite=True)
@@ -27,7 +27,7 @@ COMMAND = ("inflcli", "scan", "--shard", "1/2")
 
 
 @pytest.fixture(scope="module")
-def whole(tiny_model, tiny_text, tiny_queries, tmp_path_factory) -> Iterator[Pipeline]:
+def whole(tiny_model, tiny_text, tiny_queries, tmp_path_factory) -> Pipeline:
     runtime = replace(CPU, command=COMMAND)
     run = tmp_path_factory.mktemp("run")
     pipeline = Pipeline(tiny_model("llama-bias"), run, "float64", runtime)
@@ -39,7 +39,7 @@ def whole(tiny_model, tiny_text, tiny_queries, tmp_path_factory) -> Iterator[Pip
     for stage, out in OUTS.items():
         merge(shards_of(pipeline, stage, f"{out}-2", 2), CPU)
     fit_shards(pipeline, "factors-2", 2)
-    yield pipeline
+    return pipeline
 
 
 @pytest.fixture
@@ -121,6 +121,29 @@ def test_merge_stops_at_damaged_sums(copied, victim):
     if victim.startswith("bases"):
         merge(path, AGAIN)
         assert files_of(path) == before
+
+
+@pytest.mark.parametrize("phase", ["covariance", "corrected"])
+def test_the_same_command_mends_sums_of_either_round(whole, copied, phase):
+    """Also those of the first round, when the second is done."""
+    path = copied("factors-2")
+    shards, factors = path.with_name("factors-2.shards"), files_of(path)
+    before = {name: one for name, one in contents(shards).items() if "manifest" not in name}
+    victim = f"{phase}/1-of-2/sums.0.safetensors"
+    at = places(shards, [name for name in before if name != victim])
+    shutil.rmtree(path)
+    truncate(shards / victim, shards)
+    refuse(call("merge", path), 4, f"{phase}/1-of-2")
+    corpus, model = whole.run / "corpus", str(whole.model)
+    for number in range(2):
+        config = replace(whole.fit_config(blocks=2), shard=Shard(number, 2))
+        result = fit_shard(model, corpus, path, config, AGAIN)
+        assert result["fresh"] == (number == 0)
+    after = {name: one for name, one in contents(shards).items() if "manifest" not in name}
+    assert after == before
+    assert places(shards, list(at)) == at
+    merge(path, AGAIN)
+    assert files_of(path) == factors
 
 
 @pytest.mark.parametrize("stage", OUTS)

@@ -41,15 +41,20 @@ def fit_shard(
 ) -> dict[str, Any]:
     """Add up one shard's covariances; or, once all shards' are merged, its corrected eigenvalues.
 
-    `whole` is the artifact that the shards are of. Cost: one of the two passes, over the shard's
-    sequences. Raises BadInput, StaleArtifact, NumericalFault.
+    `whole` is the artifact that the shards are of. With `overwrite` covariances that are damaged or
+    another's are added up again at any time, and nothing else then. Cost: one of the two passes,
+    over the shard's sequences. Raises BadInput, StaleArtifact, NumericalFault.
     """
     if config.shard is None or config.curvature == "identity":
         raise BadInput("the identity needs no fit, and has no shards", "leave --shard out")
     folder = whole.with_name(f"{whole.name}.shards")
-    phase = CORRECTED if (folder / BASES).is_dir() and config.curvature == "ekfac" else COVARIANCE
     out = config.shard.folder(whole).name
-    return _fit_shard(model, corpus, folder / phase / out, config, runtime)
+    second = (folder / BASES).is_dir() and config.curvature == "ekfac"
+    if runtime.overwrite or not second:
+        done = _fit_shard(model, corpus, folder / COVARIANCE / out, config, runtime)
+        if not (second and done["fresh"]):
+            return done
+    return _fit_shard(model, corpus, folder / CORRECTED / out, config, runtime)
 
 
 @common.exclusively_by_ranks
