@@ -13,7 +13,7 @@ from plan import compare
 import inflcli
 
 DEMO = Path(inflcli.__file__).parent / "demo"
-DOCUMENTS, QUERIES, FIT = 320, 4, 200
+DOCUMENTS, QUERIES, FIT = 256, 4, 150
 ROUNDS = 3
 BARS = {"seconds": 1.5, "memory": 1.25, "disk": 1.25}
 

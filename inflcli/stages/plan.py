@@ -112,15 +112,15 @@ def _measure(task: Task, loaded: _Loaded, start: float, disk: Path) -> Rates:
     with (
         write_errors(disk),
         tempfile.TemporaryDirectory(prefix=".inflcli-plan-", dir=disk) as scratch,
-        console.progress("calibrate", 3, unit="steps") as meter,
     ):
         timed = Timed(task, loaded.model, Path(scratch), held(loaded.model.device))
+        # Lines, not a bar: the eigenvectors show their own.
+        console.info("calibrating: a few batches of the fit")
         fitted = time_fit(timed)
-        meter.advance(1)
+        console.info("calibrating: some queries")
         bounded = time_queries(timed, fitted)
-        meter.advance(1)
+        console.info("calibrating: a few batches of scan and attribute")
         time_scan(timed)
-        meter.advance(1)
     usual = guess(task)
     return Rates(
         speed={**usual.speed, **timed.speed},

@@ -125,7 +125,7 @@ def _squares(size: int, blocks: int) -> int:
 def factor_bytes(task: Task) -> float:
     """On disk: λ in float64, Q and Λ in the statistics' type, and the manifest."""
     config, modules = task.config.fit, task.outline.modules
-    described = 4096.0 + 330 * len(modules)
+    described = 1000.0 + 220 * len(modules)
     if config.curvature == "identity":
         return described
     matrices = covariances(modules)

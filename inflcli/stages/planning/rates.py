@@ -39,11 +39,10 @@ class Rates:
     """What was measured on: batches, tokens, matrices, queries. Empty for a guess."""
 
 
-# FLOPs a second. Of a core of a CPU with matrix units, as measured here, without them a quarter;
-# of a GPU a third of what an A100's data sheet says, eigenvectors by experience of LAPACK's kin.
-# A plan that is not calibrated says that its times are rough.
+# FLOPs a second: of a core of a CPU, about what a calibration measured on a Xeon with AMX; of a GPU
+# nothing is measured, these are a sixth of an A100's data sheet, and less for eigenvectors.
 _GUESSED = {
-    "cpu": dict.fromkeys(PASSES, 50e9) | {"eigenvectors": 10e9},
+    "cpu": dict.fromkeys(PASSES, 90e9) | {"eigenvectors": 50e9},
     "cuda": dict.fromkeys(PASSES, 50e12) | {"eigenvectors": 500e9},
 }
 _WITHOUT_FAST = {"cpu": 0.5, "cuda": 0.15}

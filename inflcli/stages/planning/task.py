@@ -23,6 +23,8 @@ from inflcli.stages.planning.outline import Outline
 
 _IMAGINED = 1 << 16
 """Sequences that stand for a corpus which is not there; they are all of one length."""
+_IMAGINED_TOKENS = 64
+"""Different ones, which every vocabulary has."""
 _QUERY_TOKENS, _COMPLETION_TOKENS = 16, 4
 _CHARACTERS_A_TOKEN = 4
 
@@ -64,7 +66,7 @@ class Text:
         """Token ids [n, T]; the same made-up ones for every imagined sequence."""
         if self.reader is not None:
             return self.reader.take(ids)
-        row = np.random.default_rng(0).integers(0, 256, self.width)
+        row = np.random.default_rng(0).integers(0, _IMAGINED_TOKENS, self.width)
         return np.tile(row, (len(ids), 1))
 
     def reading(
