@@ -30,9 +30,9 @@ sys.exit(answer[0] if answer else 137)
 
 
 class Served:
-    """`chunk` is the number of sequences a chunk of a scan."""
+    """The programme, and the calls that it answered."""
 
-    def __init__(self, folder: Path, chunk: int) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder, self.calls = folder, folder / "calls"
         place = folder / "socket"
         client = folder / "inflcli"
@@ -41,7 +41,7 @@ class Served:
         )
         client.chmod(0o755)
         self._process = subprocess.Popen(
-            [sys.executable, __file__, str(place), str(chunk)], stdout=subprocess.PIPE
+            [sys.executable, __file__, str(place)], stdout=subprocess.PIPE
         )
         assert self._process.stdout and self._process.stdout.readline() == b"ready\n"
 
@@ -56,16 +56,13 @@ class Served:
         self._process.wait()
 
 
-def serve(place: str, chunk: int) -> None:
+def serve(place: str) -> None:
     import torch
 
     torch.set_num_threads(1)
     import pipeline  # noqa: F401  imports all stages
     from transformers import AutoTokenizer, GPT2LMHeadModel  # noqa: F401  which wait to be asked for
 
-    from inflcli.artifacts import scan as scan_store
-
-    scan_store.CHUNK = chunk
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(place)
@@ -109,4 +106,4 @@ def die_with(connection: socket.socket) -> None:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent))
-    serve(sys.argv[1], int(sys.argv[2]))
+    serve(sys.argv[1])

@@ -28,16 +28,17 @@ PURE_MAY_IMPORT = {
 }
 # What a package may import of the project besides itself.
 LAYERS: dict[str, set[str]] = {
-    "cli": {"stages", "config", "errors", "console", "report"},
+    "cli": {"stages", "config", "errors", "console", "report", "distributed"},
     "stages": {
-        "artifacts", "config", "console", "corpus", "ekfac", "errors", "influence",
+        "artifacts", "config", "console", "corpus", "distributed", "ekfac", "errors", "influence",
         "model", "report", "retrieval",
     },
-    "model": {"artifacts", "errors"},
+    "model": {"artifacts", "distributed", "errors"},
     "corpus": {"artifacts", "errors"},
     "artifacts": {"errors"},
     "report": {"errors"},
     "console": set(),
+    "distributed": set(),
     "config": set(),
     "errors": set(),
     **{name: set() for name in PURE},

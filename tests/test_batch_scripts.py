@@ -21,7 +21,6 @@ from pipeline import CPU, Pipeline, scores
 from served import Served
 
 import inflcli
-from inflcli.artifacts import scan as scan_store
 
 SCRIPTS = Path(inflcli.__file__).parent / "batch"
 STEPS = ["fit", "merge-fit", "fit", "merge-fit", "queries", "scan", "finish"]
@@ -52,7 +51,7 @@ class Cluster:
             "SHARDS": str(SHARDS),
             "FIT": "--precision exact",
             "PRECONDITION": "--rank full --precision exact",
-            "SCAN": "--precision exact --top-k 7",
+            "SCAN": "--precision exact --top-k 7 --chunk-size 7",
             "RESOURCES": "--mem=1G",
         }
         done = subprocess.run(
@@ -71,20 +70,18 @@ class Cluster:
 @pytest.fixture(scope="module")
 def whole(tiny_model, tiny_text, tiny_queries, tmp_path_factory) -> Iterator[Pipeline]:
     """A chain that one process ran."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scan_store, "CHUNK", 7)
-        pipeline = Pipeline(tiny_model("gpt2"), tmp_path_factory.mktemp("run"), "float32", CPU)
-        pipeline.prepare(tiny_text)
-        pipeline.fit()
-        pipeline.precondition(tiny_queries)
-        pipeline.scan(top_k=7)
-        pipeline.attribute()
-        yield pipeline
+    pipeline = Pipeline(tiny_model("gpt2"), tmp_path_factory.mktemp("run"), "float32", CPU)
+    pipeline.prepare(tiny_text)
+    pipeline.fit()
+    pipeline.precondition(tiny_queries)
+    pipeline.scan(top_k=7)
+    pipeline.attribute()
+    yield pipeline
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory) -> Iterator[Served]:
-    found = Served(tmp_path_factory.mktemp("bin"), chunk=7)
+    found = Served(tmp_path_factory.mktemp("bin"))
     yield found
     found.close()
 
@@ -116,8 +113,7 @@ def same_as_plain(cluster: Cluster, run: Path, name: str) -> None:
     assert (run / "report/index.html").stat().st_size > 10_000
 
 
-def test_slurm(cluster, monkeypatch):
-    monkeypatch.setattr(scan_store, "CHUNK", 7)
+def test_slurm(cluster):
     jobs = cluster.submit("run")
     assert {job["state"] for job in jobs} == {"completed"}, cluster.logs()
     tasks = [sorted(job["tasks"]) for job in jobs]
@@ -132,8 +128,7 @@ def test_slurm(cluster, monkeypatch):
     assert contents(cluster.folder / "run") == before
 
 
-def test_slurm_again_after_a_failure(cluster, monkeypatch):
-    monkeypatch.setattr(scan_store, "CHUNK", 7)
+def test_slurm_again_after_a_failure(cluster):
     jobs = cluster.submit("failed", fail="inflcli-scan:1")
     assert [job["state"] for job in jobs] == ["completed"] * 5 + ["failed", "cancelled"]
     run = cluster.folder / "failed"
@@ -147,8 +142,7 @@ def test_slurm_again_after_a_failure(cluster, monkeypatch):
 
 
 @pytest.mark.parametrize("victim", ["fit:0", "scan:1", "finish:None"])
-def test_slurm_runs_a_preempted_task_again(cluster, monkeypatch, victim):
-    monkeypatch.setattr(scan_store, "CHUNK", 7)
+def test_slurm_runs_a_preempted_task_again(cluster, victim):
     jobs = cluster.submit("preempted", preempt=f"inflcli-{victim}", seconds=0.3)
     assert {job["state"] for job in jobs} == {"completed"}, cluster.logs()
     step, task = victim.split(":")
@@ -204,12 +198,10 @@ def test_torchrun(whole, tiny_queries, tmp_path):
         assert done.returncode == 0, done.stderr
         assert before in (None, contents(tmp_path / "run"))
         before = contents(tmp_path / "run")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scan_store, "CHUNK", 256)
-        plain.scan("plain")
-        assert bytes_of(tmp_path / "run/scan") == bytes_of(tmp_path / "run/plain")
-        plain.fit("whole-factors")
-        plain.precondition(tiny_queries, "whole-queries", "whole-factors")
-        found, right = scores(tmp_path / "run/scan"), scores(plain.scan("whole", "whole-queries"))
+    plain.scan("plain", chunk_size=256)
+    assert bytes_of(tmp_path / "run/scan") == bytes_of(tmp_path / "run/plain")
+    plain.fit("whole-factors")
+    plain.precondition(tiny_queries, "whole-queries", "whole-factors")
+    found, right = scores(tmp_path / "run/scan"), scores(plain.scan("whole", "whole-queries"))
     assert np.abs(found - right).max() <= 1e-5 * np.abs(right).max()
     assert (tmp_path / "run/report/index.html").stat().st_size > 10_000

@@ -50,7 +50,7 @@ class Make:
 def make(tiny_model, tiny_text, tmp_path_factory) -> Iterator[Make]:
     binaries = tmp_path_factory.mktemp("venv") / "bin"
     binaries.mkdir()
-    served = Served(binaries, chunk=256)
+    served = Served(binaries)
     run = tmp_path_factory.mktemp("runs") / "run"
     variables = {
         "VENV": binaries.parent,

@@ -19,7 +19,6 @@ from pipeline import CPU, Pipeline
 from power import Recording, State, lay, recording
 from test_killed_anywhere import data
 
-from inflcli.artifacts import scan as scan_store
 from inflcli.artifacts.folder import damaged_files
 from inflcli.artifacts.ledger import Ledger
 from inflcli.artifacts.manifest import read_manifest
@@ -44,7 +43,6 @@ def whole(tiny_model, tiny_text, tiny_queries, tmp_path_factory) -> Iterator[Pip
         )
         patch.setattr(prepare_stage, "BATCH_PIECES", 9)
         patch.setattr(tfidf_stage, "BLOCK", 9)
-        patch.setattr(scan_store, "CHUNK", 7)
         runtime = replace(CPU, checkpoint_seconds=0.0)
         pipeline = Pipeline(tiny_model("gpt2"), tmp_path_factory.mktemp("run"), "float32", runtime)
         for stage in STAGES:

@@ -17,18 +17,15 @@ from commands import contents
 from killing import OUTS, STAGES, run_stage
 from pipeline import CPU, Pipeline
 
-from inflcli.artifacts import scan as scan_store
 from inflcli.errors import OutOfResources
 
 
 @pytest.fixture(scope="module")
 def whole(tiny_model, tiny_text, tiny_queries, tmp_path_factory) -> Iterator[Pipeline]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scan_store, "CHUNK", 7)
-        pipeline = Pipeline(tiny_model("gpt2"), tmp_path_factory.mktemp("run"), "float32", CPU)
-        for stage in STAGES:
-            run_stage(pipeline, stage, OUTS[stage], tiny_text, tiny_queries)
-        yield pipeline
+    pipeline = Pipeline(tiny_model("gpt2"), tmp_path_factory.mktemp("run"), "float32", CPU)
+    for stage in STAGES:
+        run_stage(pipeline, stage, OUTS[stage], tiny_text, tiny_queries)
+    yield pipeline
 
 
 @pytest.fixture(scope="module")

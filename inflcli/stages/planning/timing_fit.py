@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from inflcli.artifacts import factors as store
-from inflcli.artifacts.folder import describe_files
+from inflcli.artifacts.writer import describe_files
 from inflcli.ekfac import Basis, CorrectedSum, CovarianceSum, kfac_eigenvalues
 from inflcli.ekfac.covariance import block_sizes
 from inflcli.model.batches import Batch
