@@ -113,7 +113,7 @@ def test_the_cap_holds_and_says_what_it_costs(base, tiny_queries, capsys):
 
 def test_searching_in_steps_finds_the_same(base, tiny_queries, monkeypatch):
     """From rank 1 on, doubled where a query would take all that was found."""
-    monkeypatch.setattr(compression, "_FIRST_RANK", 1)
+    monkeypatch.setattr(compression, "FIRST_RANK", 1)
     out = base.precondition(tiny_queries, "steps", keep=0.99)
     for found, expected in zip(
         QueriesReader.open(out).queries,

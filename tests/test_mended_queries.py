@@ -78,7 +78,7 @@ def files_of(folder: Path) -> dict[str, str]:
 def test_only_damaged_modules(
     wide, tiny_queries, tmp_path, monkeypatch, worked_on, kind, batch, precision
 ):
-    monkeypatch.setattr(compression, "_FIRST_RANK", 4)  # up to three searches
+    monkeypatch.setattr(compression, "FIRST_RANK", 4)  # up to three searches
     monkeypatch.setattr(compression, "_MATRIX_BYTES", 2 * 161 * 289 * 4)  # of two matrices
     out, settings = f"{kind}-{batch}-{precision}", {**SETTINGS[kind], "precision": precision}
     folder = wide.with_batches(batch).precondition(tiny_queries, out, **settings)
