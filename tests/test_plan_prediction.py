@@ -32,7 +32,7 @@ def inputs(tmp_path):
     return str(DEMO / "model"), text, queries, tmp_path / "work"
 
 
-@pytest.mark.alone
+@pytest.mark.long
 def test_the_demo(inputs):
     """Medians of three comparisons."""
     ratios: dict[tuple[str, str], list[float]] = {}
