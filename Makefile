@@ -148,7 +148,8 @@ $(foreach file,$(QUERIES),$(eval $(call of_set,$(call set_of,$(file)),$(file))))
 
 .PHONY: test
 test: $(VENV)/.test ## The test suite, in under ten minutes on two cores
-	$(BIN)/python -m pytest -q --durations=10 -n 2 --dist loadfile -m "not long"
+	$(BIN)/python -m pytest -q --durations=10 -n 2 --dist loadfile --no-loadscope-reorder \
+	  -m "not long"
 
 .PHONY: soak
 soak: $(VENV)/.test ## Kill stages 500 times, lose power 1,200 times, and hold plan against what follows
