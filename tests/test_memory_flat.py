@@ -104,6 +104,7 @@ def test_scan(pipeline, runs, texts):
     assert flat(*(measure("scan", pipeline, runs[n], texts[n]) for n in (FEW, MANY)))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stage", ["prepare", "scan"])
 def test_holding_on_would_be_seen(pipeline, runs, texts, prepared, tmp_path, stage):
     few = prepared[str(FEW)]
