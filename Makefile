@@ -146,9 +146,9 @@ $(foreach file,$(QUERIES),$(eval $(call of_set,$(call set_of,$(file)),$(file))))
 
 ##@ Work on it
 
+# The demo's facts by themselves: a real model beside other tests takes three times as long.
 .PHONY: test
 test: $(VENV)/.test ## The test suite, in under ten minutes on two cores
-	# By itself: a real model beside the others takes three times as long.
 	$(BIN)/python -m pytest -q tests/test_demo_facts.py
 	$(BIN)/python -m pytest -q --durations=10 -n 2 --dist loadfile -m "not long" \
 	  --ignore=tests/test_demo_facts.py
