@@ -121,7 +121,7 @@ def jobs(name: str, shape: Shape) -> Jobs:
         (label, "kronfluence", {**score, "rank": 32, **every}),
         (label, "bergson", {**score, "query_batch": 4, **every}),
         (f"{label}, token scores", "kronfluence", {**score, "rank": 32, "tokens": True, **few}),
-        (f"{label}, token scores", "bergson", {**score, "query_batch": 4, "tokens": True, **few}),
+        (f"{label}, token scores", "bergson", {**score, "prepared": True, "tokens": True, **few}),
     ]
     if name == "llama-256x4":
         # Its default; it forms the gradient of every token.
@@ -130,29 +130,18 @@ def jobs(name: str, shape: Shape) -> Jobs:
     return plain + fit + ours + peers
 
 
-def left_out(name: str, label: str, worker: str) -> bool:
+def left_out(name: str, label: str) -> bool:
     """What a shape is not measured on, to keep the suite under twenty minutes."""
     if name == "smollm2":
         unwanted = ("exact", "sampling", "n 1 queries", "forward", "full")
-        # Of bergson's scores the system ends the process at 10 GiB, beside what the others hold.
-        score = label.startswith("score")
-        too_large = score and (worker == "bergson" or "token scores" in label)
-        return label.endswith(unwanted) or too_large
+        return label.endswith(unwanted)
     if name == "gpt2-256x4":
         unwanted = ("sampling", "exact", "1 queries")
         return label.endswith(unwanted)
     if name == "llama-2048x1":
         return label.endswith(("sampling", "exact", "full", "forward"))
     if name == "llama-576x12":
-        unwanted = (
-            "sampling",
-            "exact",
-            "full",
-            "forward",
-            "scan 1 queries",
-            "precondition 1 queries",
-        )
-        return label.endswith(unwanted) or (worker != "inflcli" and "token scores" in label)
+        return label.endswith(("sampling", "exact", "full", "forward", "n 1 queries"))
     return False
 
 
@@ -169,7 +158,7 @@ def measure(name: str, shape: Shape, options: argparse.Namespace) -> dict[str, A
     pythons = {"plain": sys.executable, "inflcli": sys.executable, **options.peers}
     wanted = [job for job in jobs(name, shape) if job[1] in pythons]
     wanted = [job for job in wanted if options.only in job[0]]
-    wanted = [job for job in wanted if not left_out(name, *job[:2])]
+    wanted = [job for job in wanted if not left_out(name, job[0])]
     used = {job[1] for job in wanted}
     workers = {
         worker: Worker(worker, python, work, torch.get_num_threads())

@@ -61,8 +61,8 @@ def _gpt2(width: int, layers: int, vocabulary: int, heads: int) -> GPT2Config:
 SHAPES = {
     "llama-256x4": Shape(_llama(256, 688, 4, 4096, 4), 112, 256, 16, 1024),
     "gpt2-256x4": Shape(_gpt2(256, 4, 4096, 4), 32, 256, 16, 16),
-    "llama-576x12": Shape(_llama(576, 1536, 12, 8192, 9), 16, 256, 8, 16),
-    "llama-2048x1": Shape(_llama(2048, 5504, 1, 4096, 16), 48, 256, 16, 16),
+    "llama-576x12": Shape(_llama(576, 1536, 12, 8192, 9), 16, 192, 8, 16),
+    "llama-2048x1": Shape(_llama(2048, 5504, 1, 4096, 16), 32, 256, 16, 16),
     "smollm2": Shape(Path("downloads/smollm2/model"), 16, 128, 16, 16),
     "llama-1b": Shape(_llama(2048, 5632, 22, 32000, 32), 512, 512, 32, 128),
     "llama-7b": Shape(_llama(4096, 11008, 32, 32000, 32), 128, 512, 16, 16),

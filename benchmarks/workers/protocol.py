@@ -49,7 +49,16 @@ def serve(answers: TextIO, jobs: Mapping[str, Job], packages: tuple[str, ...]) -
             answer = jobs[request.pop("do")](**request)
         except Exception as fault:
             answer = {"error": f"{type(fault).__name__}: {fault}"}
+        # While the others work, it holds its model and what its tool keeps, and no more.
+        give_back()
         print(json.dumps(answer), file=answers)
+
+
+def give_back() -> None:
+    """To the system: what was freed, but kept by malloc."""
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def now() -> float:
@@ -63,10 +72,8 @@ def measured() -> Iterator[dict[str, Any]]:
     """Puts the seconds and the growth of memory of its block in what it yields."""
     answer: dict[str, Any] = {}
     torch.manual_seed(0)
-    gc.collect()
     # Memory that the step before freed but malloc kept would hide what this step needs.
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    give_back()
     on_gpu = torch.cuda.is_initialized()
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()

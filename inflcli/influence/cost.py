@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from inflcli.influence.scoring import scored_together
+from inflcli.influence.scoring import gradients_formed, scored_together
 
 BALANCE = {
     ("cpu", "exact"): 12.0,
@@ -24,6 +24,8 @@ _FLOAT = 4
 """Bytes of a number between two products, which are float32."""
 _FRESH = 5
 """Memory written for the first time is that much slower, measured: its pages are cleared."""
+_CACHE = 16 << 20
+"""Bytes up to which what is written stays in the cache, and is not of new pages."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Work:
     tokens: float
     """Tokens a sequence."""
     element: int
-    """Bytes of a number of a dense query."""
+    """Bytes of a number of a query, of DW, and of g L and a R."""
     balance: float
     scanned: float = math.inf
     """Tokens of the whole scan, over which what is done once is spread."""
@@ -62,10 +64,11 @@ def dense_cost(shape: ModuleShape, work: Work) -> float:
     spread = once / work.scanned if shape.columns is not None else 0.0
     if work.token_scores:
         return work.queries * (weights + _FLOAT * work.balance * 2 * shape.inputs) + spread
-    # a and g are read, and rounded; DW is written and read; the queries are read once for all the
-    # DW that is scored together.
-    rounded = _FLOAT + (2 * work.element if work.element < _FLOAT else 0)
-    moved = rounded * (shape.outputs + shape.inputs) + 2 * work.element * weights / work.tokens
+    # DW is written and read; the queries are read once for all the DW that is scored together.
+    formed = min(work.sequences, gradients_formed(shape.outputs, shape.inputs))
+    written = 1 if formed * weights * work.element <= _CACHE else _FRESH
+    moved = (written + 1) * work.element * weights / work.tokens
+    moved += _rounded(work) * (shape.outputs + shape.inputs)
     together = scored_together(work.sequences, work.queries, shape.outputs, shape.inputs)
     read = work.queries * weights * work.element / (together * work.tokens)
     scored = max(work.queries * weights / work.tokens, work.balance * read)
@@ -75,8 +78,13 @@ def dense_cost(shape: ModuleShape, work: Work) -> float:
 def factored_cost(shape: ModuleShape, work: Work) -> float:
     """Of the factored route: K (M + P), reading a and g, and two [T, K] written and multiplied."""
     columns, rows = shape.columns or 0, shape.outputs + shape.inputs
-    moved = _FLOAT * (rows + 2 * columns)
+    moved = _rounded(work) * rows + 2 * work.element * columns
     return columns * rows + work.balance * moved
+
+
+def _rounded(work: Work) -> int:
+    """Bytes that a number of a or g moves: it is read, and rounded where the queries are."""
+    return _FLOAT + (2 * work.element if work.element < _FLOAT else 0)
 
 
 def route_macs(route: str, shape: ModuleShape, work: Work) -> float:

@@ -23,14 +23,21 @@ _GRADIENT_ELEMENTS = 1 << 25
 """Numbers of DW formed at once."""
 QUERIES_A_GRADIENT = 16
 """Queries for every DW that waits: waiting takes a sixteenth of the queries' memory at most."""
+_GRAIN, _QUERIES_AT_ONCE = 32, 64
+"""When queries are made dense: components are a multiple of the one, for as many as the other."""
 _COLUMN_ELEMENTS = 1 << 23
 """Numbers of a K and of g L held at once."""
 
 
+def gradients_formed(outputs: int, inputs: int) -> int:
+    """How many sequences' DW are formed at once."""
+    return max(1, _GRADIENT_ELEMENTS // (outputs * inputs))
+
+
 def scored_together(sequences: float, queries: int, outputs: int, inputs: int) -> float:
     """Sequences that one reading of the dense queries serves, with batches of `sequences`."""
-    formed = max(1, _GRADIENT_ELEMENTS // (outputs * inputs))
-    return max(min(sequences, formed), queries // QUERIES_A_GRADIENT)
+    formed = min(sequences, gradients_formed(outputs, inputs))
+    return max(formed, queries // QUERIES_A_GRADIENT)
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,7 @@ class FactoredQueries:
     """V_q = sum over its columns k of left[:, k] right[:, k]ᵀ.
 
     `left` [P, K], `right` [M, K], `owner` [K], ascending: the query that column k belongs to.
+    g L and a R are formed in their type, and added up in that of a and g.
     """
 
     left: Tensor
@@ -49,27 +57,52 @@ class FactoredQueries:
         """[B, Q]. Cost: K (M + P) MACs a token."""
         scores = a.new_zeros(a.shape[0], self.count)
         for part, columns in self._columns(a, g):
-            scores.index_add_(1, self.owner[part], columns.sum(1))
+            scores.index_add_(1, self.owner[part], columns.sum(1, dtype=a.dtype))
         return scores
 
     def token_scores(self, a: Tensor, g: Tensor) -> Tensor:
         """[B, T, Q], at the cost of `sequence_scores` and K Q MACs a token."""
         scores = a.new_zeros(*a.shape[:2], self.count)
         for part, columns in self._columns(a, g):
-            scores += columns @ self._membership[part]
+            scores += columns.to(a.dtype) @ self._membership[part].to(a.dtype)
         return scores
 
-    def dense(self, dtype: torch.dtype | None = None) -> DenseQueries:
+    def dense(self) -> DenseQueries:
         """The same queries as full matrices [Q, P, M]. Cost: K P M MACs, once."""
-        element = dtype or self.left.dtype
-        shape = (self.count, self.left.shape[0], self.right.shape[0])
-        matrices = self.left.new_empty(shape, dtype=element)
-        columns = torch.bincount(self.owner, minlength=self.count).tolist()
-        lefts = self.left.to(element).split(columns, dim=1)
-        rights = self.right.to(element).split(columns, dim=1)
-        for matrix, left, right in zip(matrices, lefts, rights, strict=True):
-            torch.mm(left, right.T, out=matrix)
+        matrices = self.left.new_empty((self.count, self.left.shape[0], self.right.shape[0]))
+        columns = torch.bincount(self.owner, minlength=self.count)
+        # All queries get as many columns, some of them zero, and modules much the same number: a
+        # product of another shape would be compiled for each, which takes longer than itself.
+        width = _GRAIN * -(-int(columns.max()) // _GRAIN)
+        sums = columns.cumsum(0)
+        numbers = torch.arange(len(self.owner), device=self.owner.device)
+        place = self.owner * width + numbers - (sums - columns)[self.owner]
+        ends = sums.tolist()
+        for first in range(0, self.count, _QUERIES_AT_ONCE):
+            last = min(first + _QUERIES_AT_ONCE, self.count)
+            part = slice(ends[first - 1] if first else 0, ends[last - 1])
+            left, right = (
+                _spread(factor[:, part], place[part] - first * width, last - first, width)
+                for factor in (self.left, self.right)
+            )
+            torch.bmm(left, right.mT, out=matrices[first:last])
         return DenseQueries(matrices)
+
+    def padded(self) -> FactoredQueries:
+        """With up to a quarter more columns, which are zero, so that modules share a few K.
+
+        A product is compiled once for every shape, which must not be one for each module.
+        """
+        columns = self.left.shape[1]
+        grain = 1 << max(0, columns.bit_length() - 3)
+        more = -columns % grain
+        last = self.owner.new_full((more,), self.count - 1)
+        return FactoredQueries(
+            torch.nn.functional.pad(self.left, (0, more)),
+            torch.nn.functional.pad(self.right, (0, more)),
+            torch.cat([self.owner, last]),
+            self.count,
+        )
 
     def select(self, query: int) -> FactoredQueries:
         """One query alone."""
@@ -80,6 +113,7 @@ class FactoredQueries:
     def _columns(self, a: Tensor, g: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """(g L) ⊙ (a R) [B, T, K], some columns at a time."""
         step = max(1, _COLUMN_ELEMENTS // (a.shape[0] * a.shape[1]))
+        a, g = a.to(self.right.dtype), g.to(self.left.dtype)
         for first in range(0, self.left.shape[1], step):
             part = slice(first, first + step)
             yield part, (g @ self.left[:, part]).mul_(a @ self.right[:, part])
@@ -89,6 +123,12 @@ class FactoredQueries:
         """[K, Q]: 1 where the column belongs to the query."""
         member = self.left.new_zeros(len(self.owner), self.count)
         return member.scatter_(1, self.owner.unsqueeze(1), 1.0)
+
+
+def _spread(factor: Tensor, place: Tensor, queries: int, width: int) -> Tensor:
+    """The columns of a factor [D, k] at their places in [queries, D, width], zero elsewhere."""
+    wide = factor.new_zeros(factor.shape[0], queries * width)
+    return wide.index_copy_(1, place, factor).unflatten(1, (queries, width)).transpose(0, 1)
 
 
 @dataclass(frozen=True)
@@ -103,7 +143,7 @@ class DenseQueries:
 
     def sequence_scores(self, a: Tensor, g: Tensor) -> Tensor:
         """[B, Q]. Cost: M P MACs a token to form the gradients, Q M P a sequence to score them."""
-        step = max(1, _GRADIENT_ELEMENTS // self.matrices[0].numel())
+        step = gradients_formed(*self.matrices.shape[1:])
         parts = [
             self.gradient_scores(self.gradients(a_part, g_part))
             for a_part, g_part in zip(a.split(step), g.split(step), strict=True)

@@ -34,11 +34,15 @@ class SharedQueries:
 
     def sequence_scores(self, a: Tensor, g: Tensor) -> Tensor:
         """[B, Q]. Cost: P k + M k' + k k' MACs a token, Q k k' a sequence."""
-        return self.cores.sequence_scores(a @ self.right, g @ self.left)
+        return self.cores.sequence_scores(_in_basis(a, self.right), _in_basis(g, self.left))
 
     def token_scores(self, a: Tensor, g: Tensor) -> Tensor:
         """[B, T, Q]. Cost: P k + M k' + Q k k' MACs a token."""
-        return self.cores.token_scores(a @ self.right, g @ self.left)
+        return self.cores.token_scores(_in_basis(a, self.right), _in_basis(g, self.left))
+
+
+def _in_basis(rows: Tensor, basis: Tensor) -> Tensor:
+    return (rows.to(basis.dtype) @ basis).to(rows.dtype)
 
 
 def share(queries: FactoredQueries, keep: float) -> SharedQueries:

@@ -13,6 +13,7 @@ from inflcli import distributed
 from inflcli.artifacts import fingerprint
 from inflcli.artifacts.manifest import Input
 from inflcli.errors import BadInput, CorruptArtifact, NumericalFault
+from inflcli.model.memory import bound_kernel_caches
 from inflcli.model.parallel import first_device, load_spread, shard
 from inflcli.model.precision import resolve_precision
 from inflcli.model.resolve import resolve_folder
@@ -91,6 +92,7 @@ def load_model(name: str, *, device: str, dtype: str, placement: str = "device")
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
+    bound_kernel_caches()
     # Its bars and remarks on unused weights would break into ours.
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -247,7 +247,7 @@ class Scan:
         element, device = self.model.statistics_dtype, self.model.device
         held = torch.bfloat16 if self.config.precision == "fast" else element
         names = [module.name for module in self.modules]
-        loaded = {name: load_queries(self.queries, name, element, device) for name in names}
+        loaded = {name: load_queries(self.queries, name, held, device) for name in names}
         if not self.routes:
             memory = budget(self.runtime.memory_gib, device)
             routes = pick_routes(
@@ -256,7 +256,7 @@ class Scan:
             self.routes = self.ranks.broadcast(routes)
             if self.ranks.rank == 0:
                 self.writer.commit({**self.writer.progress, "routes": self.routes})
-        queries = {n: on_route(loaded.pop(n), self.routes[n], held) for n in names}
+        queries = {n: on_route(loaded.pop(n), self.routes[n]) for n in names}
         describe_routes(queries, self.routes)
         groups = {module.name: depth_group(module, self.modules) for module in self.modules}
         shape = (len(self.queries.ids), len(self.names))

@@ -127,13 +127,13 @@ def scan_work(
     )
 
 
-def on_route(queries: DenseQueries | FactoredQueries, route: str, held: torch.dtype) -> Queries:
-    """Queries as a route wants them; dense ones are held as `held`."""
+def on_route(queries: DenseQueries | FactoredQueries, route: str) -> Queries:
+    """Queries as a route wants them."""
     if isinstance(queries, DenseQueries):
-        return DenseQueries(queries.matrices.to(held))
+        return queries
     if route == "shared":
         return share(queries, _SHARED_KEEPS)
-    return queries.dense(held) if route == "dense" else queries
+    return queries.dense() if route == "dense" else queries.padded()
 
 
 def describe_routes(queries: Mapping[str, Queries], routes: Mapping[str, str]) -> None:
@@ -150,12 +150,12 @@ def describe_routes(queries: Mapping[str, Queries], routes: Mapping[str, str]) -
 
 
 def load_queries(
-    reader: QueriesReader, name: str, element: torch.dtype, device: torch.device
+    reader: QueriesReader, name: str, held: torch.dtype, device: torch.device
 ) -> DenseQueries | FactoredQueries:
-    """One module's queries, as they are stored."""
+    """One module's queries, held in that type."""
     stored = {key: value.to(device) for key, value in reader.matrices(name).items()}
     if "dense" in stored:
-        return DenseQueries(stored["dense"].to(element))
+        return DenseQueries(stored["dense"].to(held))
     return FactoredQueries(
-        stored["left"].to(element), stored["right"].to(element), stored["owner"], len(reader.ids)
+        stored["left"].to(held), stored["right"].to(held), stored["owner"], len(reader.ids)
     )

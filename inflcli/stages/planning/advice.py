@@ -60,7 +60,7 @@ def _queries(task: Task, routed: Routed) -> list[str]:
     if routed.loaded <= task.memory:
         return []
     numbers = sum(shape.outputs + shape.inputs for shape in routed.shapes.values())
-    rank = int(task.memory / (task.queries * numbers * task.element))
+    rank = int(task.memory / (task.queries * numbers * task.product))
     fitting = max(1, int(task.queries * task.memory / routed.loaded))
     sets = f"give precondition and scan {fitting} queries at a time"
     mend = f"--rank {rank} fits, or a lower --keep; or {sets}" if rank else sets

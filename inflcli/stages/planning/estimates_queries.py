@@ -92,7 +92,7 @@ def scan(task: Task, rates: Rates, routed: Routed) -> Estimate:
     disk += 5000 + 60 * len(routed.modules) + 2 * 140 * chunks
     parts = {
         "start": rates.start,
-        "queries": routed.loaded / task.element * task.product / rates.read,
+        "queries": routed.loaded / rates.read,
         "scan": work / rates.speed["scan"] / shards,
         "disk": disk / rates.digest,
     }
@@ -117,6 +117,11 @@ def scan_bytes(task: Task, routed: Routed) -> float:
     return max(routed.loaded, routed.held) + waiting + 4 * scores * task.element
 
 
+def exact_bytes(task: Task, routed: Routed) -> float:
+    """Bytes of the queries for `attribute`, which holds them in the statistics' type."""
+    return routed.loaded / task.product * task.element
+
+
 def attribute(task: Task, rates: Rates, routed: Routed) -> Estimate:
     """`attribute`; with shards, one of them. Long sequences are more often among the top."""
     config, lengths = task.config.attribute, task.text.lengths.astype(np.float64)
@@ -129,12 +134,12 @@ def attribute(task: Task, rates: Rates, routed: Routed) -> Estimate:
     disk = _COMPRESSED * 4 * numbers * length + 4000 + 200 * len(routed.modules)
     parts = {
         "start": rates.start,
-        "queries": routed.loaded / task.element * task.product / rates.read,
+        "queries": routed.loaded / rates.read,
         "attribute": work / rates.speed["attribute"] / task.config.shards,
         "disk": disk / rates.digest,
     }
     table = 4 * found * len(routed.modules) * task.text.width
-    memory = rates.base + routed.loaded * (1 + 1 / task.queries)
+    memory = rates.base + exact_bytes(task, routed) * (1 + 1 / task.queries)
     # Of the table, what zarr compresses.
     memory += rates.working["attribute"] + 2 * table
     return Estimate("attribute", work, parts, memory, disk, rates.bounded)

@@ -62,5 +62,5 @@ def plan_routes(task: Task, columns: Mapping[str, float]) -> Routed:
 
 def _loaded(shape: ModuleShape, task: Task) -> int:
     if shape.columns is None:
-        return task.element * task.queries * shape.outputs * shape.inputs
-    return task.element * shape.columns * (shape.outputs + shape.inputs)
+        return task.product * task.queries * shape.outputs * shape.inputs
+    return task.product * shape.columns * (shape.outputs + shape.inputs)

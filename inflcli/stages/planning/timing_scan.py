@@ -15,7 +15,7 @@ from inflcli.model.batches import Batch
 from inflcli.model.labels import TrueLabels
 from inflcli.model.passes import Passes
 from inflcli.model.tracked import TrackedModule, depth_group, group_names
-from inflcli.stages.planning.estimates_queries import scan_bytes
+from inflcli.stages.planning.estimates_queries import exact_bytes, scan_bytes
 from inflcli.stages.planning.flops import attribute_flops, scan_flops
 from inflcli.stages.planning.measure import measured
 from inflcli.stages.planning.routes import Routed, plan_routes
@@ -56,10 +56,12 @@ def _scan(timed: Timed, routed: Routed) -> None:
         for plan in timed.plans(np.arange(first, min(first + size, len(task.text.lengths))))
     ]
     with measured(model.device) as found:
-        loaded = {n: _made_up(shape, task.queries, timed) for n, shape in routed.shapes.items()}
+        loaded = {
+            n: _made_up(shape, task.queries, timed, task.product_dtype)
+            for n, shape in routed.shapes.items()
+        }
         queries: Mapping[str, Queries] = {
-            name: on_route(loaded.pop(name), route, task.product_dtype)
-            for name, route in routed.routes.items()
+            name: on_route(loaded.pop(name), route) for name, route in routed.routes.items()
         }
         groups = {module.name: depth_group(module, modules) for module in modules}
         width = task.text.width if task.config.scan.token_scores else None
@@ -91,7 +93,7 @@ def _attribute(timed: Timed, routed: Routed) -> None:
     spread = np.linspace(0, len(task.text.lengths) - 1, count).astype(np.int64)
     with measured(model.device) as found:
         one = {
-            name: _made_up(_of_one(shape, task.queries), 1, timed)
+            name: _made_up(_of_one(shape, task.queries), 1, timed, element)
             for name, shape in routed.shapes.items()
         }
 
@@ -103,16 +105,18 @@ def _attribute(timed: Timed, routed: Routed) -> None:
 
         seconds, reading = timed.passes("attribute", timed.plans(np.unique(spread)), run)
     timed.speed["attribute"] = attribute_flops(task, routed, reading) / seconds
-    timed.working["attribute"] = max(0.0, found.growth - routed.loaded / task.queries)
+    timed.working["attribute"] = max(0.0, found.growth - exact_bytes(task, routed) / task.queries)
 
 
 def _of_one(shape: ModuleShape, queries: int) -> ModuleShape:
     return replace(shape, columns=shape.columns and max(1, shape.columns // queries))
 
 
-def _made_up(shape: ModuleShape, count: int, timed: Timed) -> DenseQueries | FactoredQueries:
+def _made_up(
+    shape: ModuleShape, count: int, timed: Timed, dtype: torch.dtype
+) -> DenseQueries | FactoredQueries:
     """Random queries of that shape; each has as many of the columns as the next."""
-    device, dtype = timed.model.device, timed.model.statistics_dtype
+    device = timed.model.device
 
     def random(*size: int) -> Tensor:
         return torch.randn(size, dtype=dtype, device=device)
