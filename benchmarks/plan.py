@@ -3,8 +3,8 @@
     python benchmarks/plan.py --name demo --model inflcli/demo/model \\
         --text inflcli/demo/corpus.jsonl --queries inflcli/demo/queries.jsonl
 
-Prepares the corpus, plans, then runs fit-factors, precondition, scan and attribute, each as a
-process of its own whose peak is the system's ru_maxrss, so on a CPU only. Prints a Markdown table,
+Prepares the corpus, plans, then runs the other stages, each as a process of its own whose peak is
+the system's ru_maxrss, so on a CPU only. Prints a Markdown table,
 and writes it with all figures to `benchmarks/results/plan-NAME.json`.
 """
 
@@ -50,26 +50,31 @@ def compare(
     """Plan and run; `stages` has what was planned and found of each."""
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    corpus, factors, made, scan, attribution = (
-        work / name for name in ("corpus", "factors", "queries", "scan", "attribution")
+    names = ("corpus", "factors", "queries", "candidates", "scan", "attribution", "report")
+    corpus, factors, preconditioned, candidates, scan, attribution, report = (
+        work / name for name in names
     )
     cut = ("--per-line", "--seq-len", seq_len)
-    run("prepare", "--tokenizer", model, "--input", text, *cut, "--out", corpus)
+    made = {"prepare": run("prepare", "--tokenizer", model, "--input", text, *cut, "--out", corpus)}
     every = ("--model", model, "--device", "cpu")
     sample = ("--corpus", corpus, "--max-sequences", fit)
     planned = run("plan", *every, *sample, "--queries", queries, "--run", work, "--json")
     plan = json.loads(planned["stdout"])
-    both = ("--queries", made, "--corpus", corpus)
+    both = ("--queries", preconditioned, "--corpus", corpus)
+    asked = ("--queries", queries)
     stages = {
-        "fit-factors": (factors, sample),
-        "precondition": (made, ("--factors", factors, "--queries", queries)),
-        "scan": (scan, both),
-        "attribute": (attribution, (*both, "--scan", scan)),
+        "prepare": (corpus, ()),
+        "fit-factors": (factors, (*every, *sample)),
+        "precondition": (preconditioned, (*every, "--factors", factors, *asked)),
+        "tfidf-filter": (candidates, ("--corpus", corpus, *asked)),
+        "scan": (scan, (*every, *both)),
+        "attribute": (attribution, (*every, *both, "--scan", scan)),
+        "report": (report, ("--run", work)),
     }
     predicted = {row["stage"]: row for row in plan["stages"]}
     rows = []
     for stage, (folder, arguments) in stages.items():
-        done = run(stage, *every, *arguments, "--out", folder)
+        done = made.get(stage) or run(stage, *arguments, "--out", folder)
         found = {key: done[key] for key in ("seconds", "memory")} | {"disk": disk_bytes(folder)}
         rows.append({"stage": stage, "planned": predicted[stage], "found": found})
     return {"seconds_planning": planned["seconds"], "plan": plan, "stages": rows}

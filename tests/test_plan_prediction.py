@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from plan import compare
+from test_plan_command import STAGES
 
 import inflcli
 
@@ -47,4 +48,4 @@ def test_the_demo(inputs):
         if not 1 / BARS[place[1]] < statistics.median(found) < BARS[place[1]]
     }
     assert not far
-    assert len(ratios) == 4 * len(BARS)
+    assert len(ratios) == len(STAGES) * len(BARS)

@@ -50,7 +50,7 @@ def _table(found: dict[str, Any]) -> Table:
             _bytes(one["memory"], most),
             _bytes(one["disk"], most),
         )
-    totals, most = found["totals"], "≤ " * any(one["at_most"] for one in found["stages"][1:6])
+    totals, most = found["totals"], "≤ " * any(one["at_most"] for one in found["stages"])
     table.add_section()
     table.add_row(
         "all",

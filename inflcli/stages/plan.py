@@ -5,16 +5,19 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from inflcli import console
 from inflcli.artifacts.files import write_errors
 from inflcli.config import PlanConfig, Runtime
-from inflcli.errors import OutOfResources
+from inflcli.errors import InflcliError, OutOfResources
 from inflcli.model.load import LoadedModel, dtype_name, identify, load_model, pick_device
-from inflcli.model.resolve import resolve_folder
+from inflcli.model.resolve import load_tokenizer, resolve_folder
 from inflcli.stages.planning import cheap, estimates, estimates_queries
 from inflcli.stages.planning.advice import advise
 from inflcli.stages.planning.estimates import Estimate
@@ -27,6 +30,7 @@ from inflcli.stages.planning.timing import Timed
 from inflcli.stages.planning.timing_fit import time_fit
 from inflcli.stages.planning.timing_queries import time_queries
 from inflcli.stages.planning.timing_scan import time_scan
+from inflcli.stages.planning.timing_text import time_text
 
 
 def plan(
@@ -50,20 +54,20 @@ def plan(
     text = read_text(corpus, config)
     if config.calibrate:
         # Before anything else, so that what it takes to import is counted as a stage's start.
-        loaded = _load(folder, config, runtime)
+        loaded = _load(folder, config, runtime, begun or started)
     start, disk = time.time() - (begun or started), _existing(run)
     outline = read_outline(folder, config.fit.modules, round(text.mean))
     task = make_task(outline, folder, text, queries, config, runtime)
-    rates = guess(task) if loaded is None else _measure(task, loaded, start, disk)
+    rates = guess(task) if loaded is None else _measure(task, loaded, folder, start, disk)
     routed = plan_routes(task, rates.columns)
     found = [
-        cheap.prepare(task),
+        cheap.prepare(task, rates),
         estimates.fit(task, rates),
         estimates_queries.precondition(task, rates),
-        cheap.tfidf_filter(task),
+        cheap.tfidf_filter(task, rates),
         estimates_queries.scan(task, rates, routed),
         estimates_queries.attribute(task, rates, routed),
-        cheap.report(),
+        cheap.report(task, rates),
     ]
     free = float(shutil.disk_usage(disk).free)
     return {
@@ -84,9 +88,12 @@ class _Loaded:
     model: LoadedModel
     base: float
     """Bytes that it and the programme hold."""
+    light: float
+    light_start: float
+    """Bytes and seconds of the programme without a model."""
 
 
-def _load(folder: Path, config: PlanConfig, runtime: Runtime) -> _Loaded:
+def _load(folder: Path, config: PlanConfig, runtime: Runtime, begun: float) -> _Loaded:
     """Load the model as a stage does. Raises OutOfResources where its files do not fit."""
     device = pick_device(runtime.device)
     weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
@@ -98,13 +105,17 @@ def _load(folder: Path, config: PlanConfig, runtime: Runtime) -> _Loaded:
             "plan with --no-calibrate",
         )
     empty = held(device) if device.type == "cuda" else 0.0
+    # What the stages that need no model import.
+    with suppress(InflcliError):
+        load_tokenizer(folder)
+    light, light_start = held(torch.device("cpu")), time.time() - begun
     identify(str(folder))
     dtype = dtype_name(config.fit.dtype, str(folder), runtime.device)
     model = load_model(str(folder), device=runtime.device, dtype=dtype)
-    return _Loaded(model, held(device) - empty)
+    return _Loaded(model, held(device) - empty, light, light_start)
 
 
-def _measure(task: Task, loaded: _Loaded, start: float, disk: Path) -> Rates:
+def _measure(task: Task, loaded: _Loaded, model: Path, start: float, disk: Path) -> Rates:
     """Time the stages' work on some of their batches, layers and queries.
 
     What they write goes to the disk that the artifacts will be on, and is removed.
@@ -121,12 +132,17 @@ def _measure(task: Task, loaded: _Loaded, start: float, disk: Path) -> Rates:
         bounded = time_queries(timed, fitted)
         console.info("calibrating: a few batches of scan and attribute")
         time_scan(timed)
+        console.info("calibrating: some text")
+        time_text(timed, model)
     usual = guess(task)
     return Rates(
         speed={**usual.speed, **timed.speed},
         working={**usual.working, **timed.working},
         base=loaded.base,
         start=start,
+        light=loaded.light,
+        light_start=loaded.light_start,
+        text={**usual.text, **timed.text},
         read=timed.read,
         write=timed.write,
         digest=timed.digest,

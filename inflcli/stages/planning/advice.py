@@ -114,6 +114,8 @@ def _time(task: Task, found: Sequence[Estimate]) -> list[str]:
         mend = f"a day on each of {shards} machines with --shard I/{shards}"
         if one.stage == "scan":
             mend += ", or scan only the --candidates of tfidf-filter"
+        elif one.stage in ("prepare", "tfidf-filter"):
+            mend = "it can be stopped, and goes on where it was"
         elif one.stage not in _SHARDED:
             mend = f"divide the query file in {math.ceil(days)}"
         warnings.append(f"{one.stage}: takes {days:,.1f} days; {mend}")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-
 from inflcli.influence.scoring import QUERIES_A_GRADIENT
 from inflcli.model.tracked import group_names
 from inflcli.stages.compression import FIRST_RANK, queries_a_chunk
@@ -123,10 +121,9 @@ def exact_bytes(task: Task, routed: Routed) -> float:
 
 
 def attribute(task: Task, rates: Rates, routed: Routed) -> Estimate:
-    """`attribute`; with shards, one of them. Long sequences are more often among the top."""
-    config, lengths = task.config.attribute, task.text.lengths.astype(np.float64)
-    found = min(2 * config.top_k, 2 * task.text.count)
-    length = float((lengths**2).mean() / lengths.mean())
+    """`attribute`; with shards, one of them."""
+    found = min(2 * task.config.attribute.top_k, 2 * task.text.count)
+    length = task.ranked_length
     pairs = task.queries * found
     reading = Reading(pairs, pairs * length, pairs * (length - 1))
     work = flops.attribute_flops(task, routed, reading)

@@ -25,6 +25,12 @@ class Rates:
     """Bytes in memory with the model loaded: the host's, or on a GPU the device's."""
     start: float
     """Seconds until a stage begins its work: the programme, its checks, the model."""
+    light: float
+    """Bytes in memory of a stage that needs no model, before its work."""
+    light_start: float
+    """Seconds until such a stage begins its work."""
+    text: Mapping[str, float]
+    """Tokens a second of such a stage."""
     read: float
     """Bytes of tensors a second from an artifact to the device."""
     write: float
@@ -46,6 +52,9 @@ _GUESSED = {
     "cuda": dict.fromkeys(PASSES, 50e12) | {"eigenvectors": 500e9},
 }
 _WITHOUT_FAST = {"cpu": 0.5, "cuda": 0.15}
+TEXT_SPEED = {"prepare": 300e3, "tfidf-filter": 2e6, "report": 50e3}
+"""Tokens a second of the stages that run no model, measured on a Xeon."""
+_LIGHT_BYTES, _LIGHT_START = 400e6, 2.5
 _PROGRAMME_BYTES = {"cpu": 500e6, "cuda": 0.0}
 _START = 6.0
 _DISK = 1e9
@@ -80,6 +89,9 @@ def guess(task: Task) -> Rates:
         | {"queries": query + 5 * largest**2 * 8, "eigenvectors": 6 * largest**2 * 8},
         base=_PROGRAMME_BYTES[kind] + weights,
         start=_START + weights / _DISK,
+        light=_LIGHT_BYTES,
+        light_start=_LIGHT_START,
+        text=TEXT_SPEED,
         read=_DISK,
         write=_DISK / 2,
         digest=_DISK,

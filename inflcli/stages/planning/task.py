@@ -131,6 +131,12 @@ class Task:
     def query_tokens(self) -> float:
         return float(np.mean([len(query.tokens) for query in self.encoded]))
 
+    @property
+    def ranked_length(self) -> float:
+        """Tokens of a sequence of the ranking: long ones are more often among the top."""
+        lengths = self.text.lengths.astype(np.float64)
+        return float((lengths**2).mean() / lengths.mean())
+
     def fit_reading(self) -> Reading:
         found, scale = self.text.reading(self.fit_ids, self.batch_size), 1.0
         if self.text.reader is None:

@@ -35,6 +35,7 @@ class Timed:
     working: dict[str, float] = field(default_factory=dict)
     columns: dict[str, float] = field(default_factory=dict)
     sampled: dict[str, float] = field(default_factory=dict)
+    text: dict[str, float] = field(default_factory=dict)
     read: float = 1e9
     write: float = 1e9
     digest: float = 1e9
