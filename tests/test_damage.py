@@ -1,6 +1,6 @@
 """Whatever of an artifact is damaged is found and named with exit code 4, and made again with
-`--overwrite`: of scans, attributions and preconditioned queries (see test_mended_queries) only what
-was damaged, with the same bytes.
+`--overwrite`: only what was damaged, with the same bytes. See test_mended_corpus, test_mended_queries
+and test_damaged_factors for the other stages.
 """
 
 from __future__ import annotations
@@ -136,9 +136,8 @@ def mending(pipeline: Pipeline) -> Pipeline:
     return replace(pipeline, runtime=replace(pipeline.runtime, overwrite=True))
 
 
-@pytest.mark.parametrize("stage", ["prepare", "tfidf_filter"])
-def test_the_rest_is_made_again_whole(whole, tiny_text, tiny_queries, stage):
-    name = STAGES[stage]
+def test_a_report_is_made_again_whole(whole, tiny_text, tiny_queries):
+    stage, name = "report", STAGES["report"]
     before = contents(whole.run / name)
     flip(data_files(whole.run / name)[0], whole.run)
     run_stage(mending(whole), stage, tiny_text, tiny_queries)

@@ -23,8 +23,8 @@ from inflcli.artifacts.folder import damaged_files
 from inflcli.artifacts.ledger import Ledger
 from inflcli.artifacts.manifest import read_manifest
 from inflcli.artifacts.writer import ArtifactWriter
-from inflcli.stages import prepare as prepare_stage
 from inflcli.stages import tfidf_filter as tfidf_stage
+from inflcli.stages import tokenising
 
 LOSSES = int(os.environ.get("INFLCLI_LOSSES", "12"))
 """Instants of each stage."""
@@ -37,11 +37,8 @@ LONG = [stage for stage in STAGES if stage != "report"]
 def whole(tiny_model, tiny_text, tiny_queries, tmp_path_factory) -> Iterator[Pipeline]:
     """A run that nothing stopped. In it and in the tests pieces are small and all recorded."""
     with pytest.MonkeyPatch.context() as patch:
-        writer = prepare_stage.CorpusWriter
-        patch.setattr(
-            prepare_stage, "CorpusWriter", lambda *a, **o: writer(*a, **{**o, "chunk_rows": 3})
-        )
-        patch.setattr(prepare_stage, "BATCH_PIECES", 9)
+        patch.setattr(tokenising, "CHUNK_ROWS", 3)
+        patch.setattr(tokenising, "BATCH_PIECES", 9)
         patch.setattr(tfidf_stage, "BLOCK", 9)
         runtime = replace(CPU, checkpoint_seconds=0.0)
         pipeline = Pipeline(tiny_model("gpt2"), tmp_path_factory.mktemp("run"), "float32", runtime)

@@ -12,7 +12,7 @@ from corpus_fixtures import DOCUMENTS, eos_of, make_corpus, rows_of, tokens_of, 
 from transformers import AutoTokenizer
 
 from inflcli.corpus import encode
-from inflcli.stages import prepare as stage
+from inflcli.stages import tokenising
 
 
 @pytest.fixture
@@ -102,8 +102,8 @@ def test_pieces_of_a_long_document_change_nothing(
     whole = make_corpus(text, tiny_tokenizer, tmp_path / "whole", seq_len=64)
     assert sum(rows_of(whole), []) == tokens_of(tiny_tokenizer, long)
     monkeypatch.setattr(encode, "CONTEXT", 128)
-    monkeypatch.setattr(stage, "pieces_of", functools.partial(encode.pieces_of, limit=200))
-    monkeypatch.setattr(stage, "BATCH_PIECES", 3)
+    monkeypatch.setattr(tokenising, "pieces_of", functools.partial(encode.pieces_of, limit=200))
+    monkeypatch.setattr(tokenising, "BATCH_PIECES", 3)
     cut = make_corpus(text, tiny_tokenizer, tmp_path / "cut", seq_len=64)
     # Far from the runs of one character, where a tokenizer looks further than the overlap.
     near = sum(rows_of(cut), [])
@@ -119,7 +119,7 @@ def test_batches_change_nothing(
     tiny_tokenizer: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = make_corpus(text, tiny_tokenizer, tmp_path / "one", seq_len=9)
-    monkeypatch.setattr(stage, "BATCH_PIECES", 1)
+    monkeypatch.setattr(tokenising, "BATCH_PIECES", 1)
     other = make_corpus(text, tiny_tokenizer, tmp_path / "other", seq_len=9)
     assert rows_of(one) == rows_of(other)
     assert one.artifact.fingerprint == other.artifact.fingerprint

@@ -14,6 +14,7 @@ import pytest
 from corpus_fixtures import data_of, environment, make_corpus, write_jsonl
 
 from inflcli.stages import prepare as stage
+from inflcli.stages import tokenising
 
 
 def _texts(count: int) -> list[str]:
@@ -39,17 +40,17 @@ def test_interrupted_between_chunks(
             path.write_text("\n".join(_texts(100)))
     settings: dict[str, Any] = {"seq_len": 16, "per_line": per_line}
     monkeypatch.setattr(stage, "COMMIT_SEQUENCES", 10)
-    monkeypatch.setattr(stage, "BATCH_PIECES", 2)
-    monkeypatch.setattr(stage, "pieces_of", _small_pieces)
+    monkeypatch.setattr(tokenising, "BATCH_PIECES", 2)
+    monkeypatch.setattr(tokenising, "pieces_of", _small_pieces)
     # A text file is one document of some pieces, which the interruptions then fall between.
     often = 5 if format == "txt" and not per_line else 60
     whole = make_corpus(inputs, tiny_tokenizer, tmp_path / "whole", **settings)
-    consumed: list[stage.Position] = []
+    consumed: list[tokenising.Position] = []
     runs = 0
     while True:
         runs += 1
         with monkeypatch.context() as patch:
-            patch.setattr(stage, "_items", _interrupted_after(often, consumed))
+            patch.setattr(tokenising, "_items", _interrupted_after(often, consumed))
             try:
                 make_corpus(inputs, tiny_tokenizer, tmp_path / "resumed", **settings)
                 break
@@ -62,15 +63,15 @@ def test_interrupted_between_chunks(
     assert whole.n_sequences > 100
 
 
-_items = stage._items
-_pieces_of = stage.pieces_of
+_items = tokenising._items
+_pieces_of = tokenising.pieces_of
 
 
 def _small_pieces(document: Any) -> Any:
     return _pieces_of(document, limit=1500)
 
 
-def _interrupted_after(count: int, consumed: list[stage.Position]) -> Any:
+def _interrupted_after(count: int, consumed: list[tokenising.Position]) -> Any:
     def items(*args: Any) -> Any:
         for number, item in enumerate(_items(*args)):
             if number == count:
@@ -111,7 +112,7 @@ def test_stopped_by_a_bad_line_it_goes_on_with_skip_bad(
     tiny_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stage, "COMMIT_SEQUENCES", 10)
-    monkeypatch.setattr(stage, "BATCH_PIECES", 7)
+    monkeypatch.setattr(tokenising, "BATCH_PIECES", 7)
     text = write_jsonl(tmp_path / "text.jsonl", _texts(100))
     text.write_text(text.read_text() + "not JSON\n" + '{"text": "the end"}\n')
     from inflcli.errors import BadInput

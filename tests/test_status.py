@@ -20,6 +20,7 @@ from corpus_fixtures import (
 from inflcli.config import Runtime, TfidfConfig
 from inflcli.errors import MissingArtifact
 from inflcli.stages import prepare as prepare_stage
+from inflcli.stages import tokenising
 from inflcli.stages.status import status
 from inflcli.stages.tfidf_filter import tfidf_filter
 
@@ -95,7 +96,7 @@ def test_partial_says_how_far(
     run: Path, tiny_tokenizer: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prepare_stage, "COMMIT_SEQUENCES", 1)
-    monkeypatch.setattr(prepare_stage, "BATCH_PIECES", 2)
+    monkeypatch.setattr(tokenising, "BATCH_PIECES", 2)
     text = write_jsonl(run.parent / "other.jsonl", DOCUMENTS * 2)
     text.write_text(text.read_text() + "{")
     with pytest.raises(Exception, match="not JSON"):

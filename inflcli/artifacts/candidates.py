@@ -10,6 +10,7 @@ K is `--top`, or the number of sequences where that is less. Rows follow the que
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def write(
     described = {"kind": "inflcli candidates", "query_ids": query_ids, **attributes}
     rows.describe(folder, group, described)
     count = ids.shape[1]
-    per_chunk = max(1, _CHUNK_BYTES // (8 * max(count, 1)))
+    per_chunk = _queries_a_chunk(count)
     for name, values in (("ids", ids), ("scores", scores)):
         array = rows.RowWriter(
             folder, group, name, row_shape=(count,), dtype=values.dtype, chunk_rows=per_chunk,
@@ -45,6 +46,40 @@ def write(
         )  # fmt: skip
         array.append(values)
         array.finish()
+
+
+def _queries_a_chunk(top: int) -> int:
+    return max(1, _CHUNK_BYTES // (8 * max(top, 1)))
+
+
+def damaged_queries(files: Iterable[str], queries: int, top: int) -> list[int] | None:
+    """The queries in damaged files of candidates [queries, top]; None if it may be any."""
+    found: set[int] = set()
+    for file in files:
+        name, *rest = file.split("/")
+        if name not in ("ids", "scores") or rest[:1] != ["c"]:
+            return None
+        size = _queries_a_chunk(top)
+        first = int(rest[1]) * size
+        found.update(range(first, min(first + size, queries)))
+    return sorted(found)
+
+
+def read_sound(
+    folder: Path, top: int, damaged: Collection[int], queries: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Ids and scores [queries, top] of which the rows `damaged` mean nothing.
+
+    Raises CorruptArtifact where others cannot be read.
+    """
+    group, size, missing = rows.open_group(folder), _queries_a_chunk(top), set(damaged)
+    readers = [rows.RowReader(folder, group, name) for name in ("ids", "scores")]
+    ids, scores = np.zeros((queries, top), np.int64), np.zeros((queries, top), np.float32)
+    for first in range(0, queries, size):
+        part = slice(first, min(first + size, queries))
+        if first not in missing:
+            ids[part], scores[part] = (one.read(part.start, part.stop) for one in readers)
+    return ids, scores
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ The folder is a zarr group, so that `zarr.open_group(path)["tokens"]` works:
     spans             [S, 5]    int64              document, char start, char end, token start, end
     document_offsets  [D + 1]   int64              bytes of document d's record
     document_records  [bytes]   uint8              JSON: [id, file, line, metadata]
+    waypoints         [bytes]   uint8              JSON lines: how far prepare was; see `Waypoint`
 
 Characters count from the start of the document's text, token positions from the start of the
 sequence; ends are exclusive. Spans and documents are in corpus order.
@@ -16,6 +17,8 @@ sequence; ends are exclusive. Spans and documents are in corpus order.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,9 +31,15 @@ from inflcli.artifacts.folder import Artifact
 from inflcli.errors import CorruptArtifact
 
 STAGE = "prepare"
+_ARRAYS = (
+    "tokens", "lengths", "span_offsets", "spans", "document_offsets", "document_records",
+    "waypoints",
+)  # fmt: skip
 SPAN_FIELDS = ("document", "char_start", "char_end", "token_start", "token_end")
 
 Span = tuple[int, int, int, int, int]
+Chunk = tuple[str, int]
+"""A chunk of an array: its name, and which it is."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +94,16 @@ class CorpusLayout:
         }
 
 
+@dataclass(frozen=True)
+class Waypoint:
+    """A point from which prepare can go on, so that a damaged chunk need not cost all of it."""
+
+    state: dict[str, Any]
+    """What prepare said of itself there."""
+    rows: dict[str, int]
+    """Rows of every array."""
+
+
 class CorpusWriter:
     """Appends sequences and documents; `state` is all that is not on disk yet."""
 
@@ -115,9 +134,10 @@ class CorpusWriter:
         self.spans = array("spans", np.int64, 16 * chunk_rows, len(SPAN_FIELDS))
         self.document_offsets = array("document_offsets", np.int64, 16 * chunk_rows)
         self.document_records = array("document_records", np.uint8, 512 * chunk_rows)
-        self._arrays = (
+        self.waypoints = array("waypoints", np.uint8, 512 * chunk_rows)
+        self.arrays = (
             self.tokens, self.lengths, self.span_offsets, self.spans,
-            self.document_offsets, self.document_records,
+            self.document_offsets, self.document_records, self.waypoints,
         )  # fmt: skip
         if not self.span_offsets.rows:
             self.span_offsets.append([0])
@@ -155,22 +175,64 @@ class CorpusWriter:
         self.spans.append([span for one in spans for span in one])
         self.span_offsets.append(ends)
 
+    def add_waypoint(self, state: dict[str, Any]) -> None:
+        """Record `state`, with the rows that there are."""
+        line = json.dumps({"state": state, "rows": self.counts()}, separators=(",", ":")) + "\n"
+        self.waypoints.append(np.frombuffer(line.encode(), np.uint8))
+
     def state(self) -> dict[str, NDArray[Any]]:
         """The rows of each array that are not on disk."""
-        return {array.name: array.tail() for array in self._arrays}
+        return {array.name: array.tail() for array in self.arrays}
 
     def counts(self) -> dict[str, int]:
         """Rows of each array, those of `state` included."""
-        return {array.name: array.rows for array in self._arrays}
+        return {array.name: array.rows for array in self.arrays}
 
     def make_durable(self) -> None:
         """fsync what was written since the last call; before `state` is recorded."""
-        for array in self._arrays:
+        for array in self.arrays:
             array.make_durable()
 
     def finish(self) -> None:
-        for array in self._arrays:
+        for array in self.arrays:
             array.finish()
+
+
+def damaged_chunks(files: Iterable[str]) -> list[Chunk] | None:
+    """The chunks among damaged files of a corpus; None if one is no part of its arrays."""
+    found = []
+    for file in files:
+        name, _, rest = file.partition("/")
+        if name in _ARRAYS and rest.startswith("c/"):
+            found.append((name, int(rest.split("/")[1])))
+        elif file != "zarr.json" and not (name in _ARRAYS and rest == "zarr.json"):
+            return None
+    return sorted(found)
+
+
+def read_waypoints(folder: Path, damaged: Collection[Chunk]) -> list[Waypoint]:
+    """Those of a corpus of which not all chunks are there, in order."""
+    array = rows.RowReader(folder, rows.open_group(folder), "waypoints")
+    size = array.array.chunks[0]
+    text = b"".join(
+        b"\n" * min(size, len(array) - first)
+        if ("waypoints", first // size) in damaged
+        else array.read(first, first + size).tobytes()
+        for first in range(0, len(array), size)
+    )
+    found, end = [], 0
+    for line in text.split(b"\n"):
+        end += len(line) + 1
+        # Half of a line, at the edge of what is damaged, is no object.
+        with suppress(ValueError):
+            one = json.loads(line)
+            found.append(Waypoint(one["state"], {**one["rows"], "waypoints": end}))
+    return found
+
+
+def read_rows(folder: Path, name: str, start: int, stop: int) -> NDArray[Any]:
+    """Rows of an array of a corpus that may be incomplete elsewhere. Raises CorruptArtifact."""
+    return rows.RowReader(folder, rows.open_group(folder), name).read(start, stop)
 
 
 class CorpusReader:

@@ -70,7 +70,7 @@ class RowWriter:
     ) -> None:
         """Begin an array, or go on after `rows` rows of which `tail` are not on disk yet."""
         self.folder, self.name = folder / name, name
-        self._chunk = chunk_rows
+        self.chunk = chunk_rows
         self._shape = row_shape
         self._dtype = np.dtype(dtype)
         empty = np.zeros((0, *row_shape), self._dtype)
@@ -96,14 +96,19 @@ class RowWriter:
     def rows(self) -> int:
         return self._stored + self._pending
 
+    @property
+    def stored(self) -> int:
+        """Rows that are on disk."""
+        return self._stored
+
     def append(self, rows: ArrayLike) -> None:
         """Add rows [n, *row_shape]; whole chunks are written at once."""
         block = np.asarray(rows, dtype=self._dtype).reshape(-1, *self._shape)
         self._parts.append(block)
         self._pending += len(block)
-        if self._pending >= self._chunk:
+        if self._pending >= self.chunk:
             data = self.tail()
-            whole = len(data) - len(data) % self._chunk
+            whole = len(data) - len(data) % self.chunk
             self._store(data[:whole])
             self._parts, self._pending = [data[whole:].copy()], len(data) - whole
 
@@ -132,7 +137,7 @@ class RowWriter:
         with write_errors(self.folder):
             self._array.resize((stop, *self._shape))
             self._array[first:stop] = data
-        keys = _chunk_files(self._array, self.folder, range(first, stop, self._chunk))
+        keys = _chunk_files(self._array, self.folder, range(first, stop, self.chunk))
         self._unsynced += [*keys, self.folder / _METADATA]
         self._stored = stop
 

@@ -7,22 +7,24 @@ for the scores of all queries at once. Progress is recorded every `Runtime.check
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from inflcli import console
 from inflcli.artifacts import candidates, fingerprint
 from inflcli.artifacts.corpus import CorpusReader
 from inflcli.artifacts.folder import Artifact
-from inflcli.artifacts.manifest import Identity
+from inflcli.artifacts.manifest import Identity, Manifest
 from inflcli.artifacts.writer import ArtifactWriter
 from inflcli.config import SCORERS, Runtime, TfidfConfig
 from inflcli.corpus import bm25
 from inflcli.corpus.queries import query_tokens, read_queries
-from inflcli.errors import BadInput, OutOfResources, StaleArtifact
+from inflcli.errors import BadInput, CorruptArtifact, OutOfResources, StaleArtifact
 from inflcli.model.resolve import load_tokenizer, resolve_folder
 from inflcli.retrieval import tfidf
 from inflcli.stages.common import Checkpoints, exclusively, result, up_to_date
@@ -59,17 +61,38 @@ def tfidf_filter(
     if config.scorer != "paper":
         _require_memory(reader)
     writer = ArtifactWriter.begin(
-        out, identity, overwrite=runtime.overwrite, command=runtime.command
+        out, identity, overwrite=runtime.overwrite, command=runtime.command, salvage=_salvaged
     )
     if writer is None:
         return up_to_date(out, candidates.STAGE)
-    tokens = [query_tokens(query, loaded) for query in asked]
+    ids, scores, left = _begun(writer, len(asked), min(config.top, reader.n_sequences))
+    tokens = [query_tokens(asked[number], loaded) for number in left]
     search = _paper if config.scorer == "paper" else _bm25
-    top = search(writer, reader, tokens, config, runtime)
-    ids, scores = top.ranked()
+    ids[left], scores[left] = search(writer, reader, tokens, config, runtime).ranked()
     attributes = {"scorer": config.scorer, "sequences": reader.n_sequences, "units": _units(config)}
     candidates.write(writer.folder, ids, scores, [query.id for query in asked], attributes)
     return _finish(writer, ids, reader.n_sequences)
+
+
+def _salvaged(manifest: Manifest, damaged: Collection[str]) -> dict[str, Any] | None:
+    """The progress of damaged candidates: the queries that are to be searched for again."""
+    counts = manifest.counts
+    queries = candidates.damaged_queries(damaged, counts["queries"], counts["top"])
+    return None if queries is None else {"damaged": queries}
+
+
+def _begun(
+    writer: ArtifactWriter, queries: int, top: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32], list[int]]:
+    """Ids and scores [queries, top] as far as they are there, and the queries of which not."""
+    left: list[int] = writer.progress.get("damaged", [])
+    if left:
+        try:
+            return *candidates.read_sound(writer.folder, top, left, queries), left
+        except CorruptArtifact:  # an earlier attempt was stopped while it wrote
+            writer.ledger.drop_state({})
+    ids, scores = np.zeros((queries, top), np.int64), np.zeros((queries, top), np.float32)
+    return ids, scores, list(range(queries))
 
 
 def _units(config: TfidfConfig) -> dict[str, str]:
@@ -133,7 +156,8 @@ def _paper(
                 state = {"frequency": frequency, "ids": ids, "scores": scores}
                 tensors = {name: torch.from_numpy(one) for name, one in state.items()}
                 with checkpoints.saving():
-                    writer.ledger.save_state(tensors, {}, {"sequences": done, "total": total})
+                    progress = {**writer.ledger.said(), "sequences": done, "total": total}
+                    writer.ledger.save_state(tensors, {}, progress)
     return top
 
 
