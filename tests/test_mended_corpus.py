@@ -20,7 +20,20 @@ from inflcli.corpus.encode import Encoder
 from inflcli.stages import tfidf_filter, tokenising
 from inflcli.stages.prepare import prepare
 
-WORDS = "sun star water boils river stone green light moon two under over".split()
+WORDS = [
+    "sun",
+    "star",
+    "water",
+    "boils",
+    "river",
+    "stone",
+    "green",
+    "light",
+    "moon",
+    "two",
+    "under",
+    "over",
+]
 DOCUMENTS = 150
 MENDING = replace(CPU, overwrite=True)
 
