@@ -1,6 +1,6 @@
 """Whatever of an artifact is damaged is found and named with exit code 4, and made again with
-`--overwrite`: only what was damaged, with the same bytes. See test_mended_corpus, test_mended_queries
-and test_damaged_factors for the other stages.
+`--overwrite`: only what was damaged, with the same bytes. For the other stages see
+test_mended_corpus, test_mended_queries and test_damaged_factors.
 """
 
 from __future__ import annotations

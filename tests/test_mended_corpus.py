@@ -20,7 +20,7 @@ from inflcli.corpus.encode import Encoder
 from inflcli.stages import tfidf_filter, tokenising
 from inflcli.stages.prepare import prepare
 
-WORDS = [
+WORDS = ["sun", "star", "water", "river", "stone", "green", "light", "moon", "two", "under", "over"]
     "sun",
     "star",
     "water",
