@@ -21,19 +21,6 @@ from inflcli.stages import tfidf_filter, tokenising
 from inflcli.stages.prepare import prepare
 
 WORDS = ["sun", "star", "water", "river", "stone", "green", "light", "moon", "two", "under", "over"]
-    "sun",
-    "star",
-    "water",
-    "boils",
-    "river",
-    "stone",
-    "green",
-    "light",
-    "moon",
-    "two",
-    "under",
-    "over",
-]
 DOCUMENTS = 150
 MENDING = replace(CPU, overwrite=True)
 
