@@ -40,6 +40,12 @@ def scored_together(sequences: float, queries: int, outputs: int, inputs: int) -
     return max(formed, queries // QUERIES_A_GRADIENT)
 
 
+def padded_columns(columns: int) -> int:
+    """The next of four numbers an octave: up to a quarter more."""
+    grain = 1 << max(0, columns.bit_length() - 3)
+    return columns + -columns % grain
+
+
 @dataclass(frozen=True)
 class FactoredQueries:
     """V_q = sum over its columns k of left[:, k] right[:, k]ᵀ.
@@ -89,13 +95,11 @@ class FactoredQueries:
         return DenseQueries(matrices)
 
     def padded(self) -> FactoredQueries:
-        """With up to a quarter more columns, which are zero, so that modules share a few K.
+        """With some more columns, which are zero, so that modules share a few K.
 
         A product is compiled once for every shape, which must not be one for each module.
         """
-        columns = self.left.shape[1]
-        grain = 1 << max(0, columns.bit_length() - 3)
-        more = -columns % grain
+        more = padded_columns(self.left.shape[1]) - self.left.shape[1]
         last = self.owner.new_full((more,), self.count - 1)
         return FactoredQueries(
             torch.nn.functional.pad(self.left, (0, more)),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from inflcli.influence.cost import ModuleShape, Work, choose_routes, dense_bytes
+from inflcli.influence.scoring import padded_columns
 from inflcli.model.batches import plan_batches
 from inflcli.model.tracked import TrackedModule, select_layers
 from inflcli.stages.planning.task import Task
@@ -52,12 +53,17 @@ def plan_routes(task: Task, columns: Mapping[str, float]) -> Routed:
     routes = choose_routes(shapes, work, memory=task.memory, forced=task.config.scan.route)
     loaded = {name: _loaded(shape, task) for name, shape in shapes.items()}
     held = {
-        name: dense_bytes(shapes[name], work) if route == "dense" else loaded[name]
+        name: dense_bytes(shapes[name], work) if route == "dense" else _padded(shapes[name], task)
         for name, route in routes.items()
     }
     return Routed(
         modules, shapes, routes, work, float(sum(loaded.values())), float(sum(held.values()))
     )
+
+
+def _padded(shape: ModuleShape, task: Task) -> int:
+    columns = shape.columns and padded_columns(shape.columns)
+    return _loaded(replace(shape, columns=columns), task)
 
 
 def _loaded(shape: ModuleShape, task: Task) -> int:
