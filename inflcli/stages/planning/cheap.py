@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from inflcli.config import ReportConfig, TfidfConfig
 from inflcli.stages.planning.estimates import Estimate
-from inflcli.stages.planning.rates import Rates
+from inflcli.stages.planning.rates import CANDIDATE, Rates
 from inflcli.stages.planning.task import Task
 
 _SPAN, _LENGTH = 40 + 8, 4
 """Bytes of where a sequence came from, with one document in each, and of its length."""
 _BUFFERS = 16e6
 """Bytes of the blocks of tokens that are worked on, and of their copies."""
-_PAGE, _SHOWN = 70e3, 17
+_PAGE, _SHOWN = 70e3, 13
 """Bytes of a report without its sequences, and of a token shown, measured on the demo's."""
+_FILES = 5000
+"""Bytes of what describes a few arrays."""
 _GATHERED = 400
 """Bytes in memory of a token shown, its neighbours' text included."""
 
@@ -33,13 +35,15 @@ def prepare(task: Task, rates: Rates) -> Estimate:
 
 
 def tfidf_filter(task: Task, rates: Rates) -> Estimate:
-    """The ids and scores of its candidates, before they are compressed."""
+    """Its candidates are told at most, unless it was seen how far they compress."""
     top = min(TfidfConfig().top, task.text.count)
     tokens = task.text.count * task.text.mean
     parts = {"start": rates.light_start, "matching": tokens / rates.text["tfidf-filter"]}
-    disk = float(task.queries * top * 12)
-    memory = _host(task, rates.light + _BUFFERS + 2 * disk)
-    return Estimate("tfidf-filter", None, parts, memory, disk, at_most=True)
+    pairs = task.queries * top
+    memory = _host(task, rates.light + _BUFFERS + 2 * CANDIDATE * pairs)
+    disk = _FILES + rates.candidate * pairs
+    at_most = rates.candidate == CANDIDATE
+    return Estimate("tfidf-filter", None, parts, memory, disk, at_most)
 
 
 def report(task: Task, rates: Rates) -> Estimate:
