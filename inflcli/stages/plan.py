@@ -143,6 +143,7 @@ def _measure(task: Task, loaded: _Loaded, model: Path, start: float, disk: Path)
         light=loaded.light,
         light_start=loaded.light_start,
         text={**usual.text, **timed.text},
+        candidate=timed.candidate or usual.candidate,
         read=timed.read,
         write=timed.write,
         digest=timed.digest,

@@ -37,6 +37,8 @@ class Rates:
     """Bytes of tensors a second into an artifact, durably."""
     digest: float
     """Bytes a second of an artifact's checksums."""
+    candidate: float
+    """Bytes on disk of a candidate of the filter."""
     columns: Mapping[str, float]
     """Components that are kept of a query in each module, on average."""
     bounded: bool
@@ -54,6 +56,8 @@ _GUESSED = {
 _WITHOUT_FAST = {"cpu": 0.5, "cuda": 0.15}
 TEXT_SPEED = {"prepare": 300e3, "tfidf-filter": 2e6, "report": 50e3}
 """Tokens a second of the stages that run no model, measured on a Xeon."""
+CANDIDATE = 12
+"""Bytes of a candidate before it is compressed: its number and its score."""
 _LIGHT_BYTES, _LIGHT_START = 400e6, 2.5
 _PROGRAMME_BYTES = {"cpu": 500e6, "cuda": 0.0}
 _START = 6.0
@@ -92,6 +96,7 @@ def guess(task: Task) -> Rates:
         light=_LIGHT_BYTES,
         light_start=_LIGHT_START,
         text=TEXT_SPEED,
+        candidate=CANDIDATE,
         read=_DISK,
         write=_DISK / 2,
         digest=_DISK,

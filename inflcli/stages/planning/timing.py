@@ -36,6 +36,7 @@ class Timed:
     columns: dict[str, float] = field(default_factory=dict)
     sampled: dict[str, float] = field(default_factory=dict)
     text: dict[str, float] = field(default_factory=dict)
+    candidate: float | None = None
     read: float = 1e9
     write: float = 1e9
     digest: float = 1e9

@@ -8,16 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from inflcli.config import PrepareConfig, Runtime
+from inflcli.artifacts.candidates import write
+from inflcli.config import PrepareConfig, Runtime, TfidfConfig
 from inflcli.model.resolve import load_tokenizer
 from inflcli.retrieval.tfidf import QueryTerms, TopCandidates, block_frequency, block_scores
-from inflcli.stages.planning.task import Task
 from inflcli.stages.planning.timing import Timed
 from inflcli.stages.prepare import prepare
 from inflcli.stages.tfidf_filter import BLOCK
 
 _TOKENS = 200_000
-_CANDIDATES = 100
 
 
 def time_text(timed: Timed, model: Path) -> None:
@@ -25,7 +24,7 @@ def time_text(timed: Timed, model: Path) -> None:
     if timed.task.text.reader is None:
         return
     timed.text["prepare"] = _prepare(timed, model)
-    timed.text["tfidf-filter"] = _filter(timed.task)
+    timed.text["tfidf-filter"] = _filter(timed)
 
 
 def _prepare(timed: Timed, model: Path) -> float:
@@ -46,14 +45,14 @@ def _prepare(timed: Timed, model: Path) -> float:
     return float(done["counts"]["tokens"]) / seconds
 
 
-def _filter(task: Task) -> float:
-    """Its two passes, over the first blocks."""
-    text, reader = task.text, task.text.reader
+def _filter(timed: Timed) -> float:
+    """Its two passes, over the first blocks; and how far what they find compresses."""
+    task, text, reader = timed.task, timed.task.text, timed.task.text.reader
     assert reader is not None
     stop = min(text.count, BLOCK * max(1, int(_TOKENS / text.mean / BLOCK)))
     begun = time.perf_counter()
     terms = QueryTerms.of([query.tokens for query in task.encoded])
-    top = TopCandidates(len(task.encoded), min(_CANDIDATES, text.count))
+    top = TopCandidates(len(task.encoded), min(TfidfConfig().top, stop))
     for first in range(0, stop, BLOCK):
         part = slice(first, min(first + BLOCK, stop))
         for _ in range(2):
@@ -62,4 +61,10 @@ def _filter(task: Task) -> float:
             frequency = block_frequency(occurrence)
         weights = terms.weights(frequency, part.stop - part.start)
         top.update(first, block_scores(occurrence, weights))
-    return float(text.lengths[:stop].sum()) / (time.perf_counter() - begun)
+    ids, scores = top.ranked()
+    seconds = time.perf_counter() - begun
+    folder = timed.folder / "candidates"
+    write(folder, ids, scores, [query.query.id for query in task.encoded], {})
+    chunks = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".json"]
+    timed.candidate = sum(path.stat().st_size for path in chunks) / ids.size
+    return float(text.lengths[:stop].sum()) / seconds
