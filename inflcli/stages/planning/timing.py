@@ -18,7 +18,6 @@ _SECONDS, _BATCHES = 8.0, 24
 """A kind of pass is timed for about so long, and on no more batches. Where they are quick, many
 show what malloc's gaps between blocks of changing sizes take; where they are slow, blocks are large
 and malloc keeps none."""
-_WARM_UP_TOKENS = 512
 
 
 @dataclass
@@ -52,12 +51,13 @@ class Timed:
     def passes(
         self, kind: str, plans: list[NDArray[np.int64]], run: Callable[[Batch], None]
     ) -> tuple[float, Reading]:
-        """Run the first batch and some of the others: their seconds, and what they read."""
-        lengths = self.task.text.lengths
-        few = plans[0][: max(1, _WARM_UP_TOKENS // max(int(lengths[plans[0][0]]), 1))]
-        run(self.read_batch(few))
+        """Run some batches, once the first has warmed up: their seconds, and what they read.
+
+        The first one compiles what a shape needs, and touches its memory for the first time.
+        """
+        run(self.read_batch(plans[0]))
         seconds, reading = 0.0, Reading(0.0, 0.0, 0.0)
-        left = [0]
+        left = [min(1, len(plans) - 1)]
         while left:
             batch = self.read_batch(plans[left.pop(0)])
             begun = now(self.model.device)
@@ -65,8 +65,8 @@ class Timed:
             taken = now(self.model.device) - begun
             if seconds == 0.0:
                 # Those that there is time for, spread over the rest, in their order.
-                more = min(int(_SECONDS / taken), _BATCHES, len(plans)) - 1
-                left = sorted({int(n) for n in np.linspace(1, len(plans) - 1, max(more, 0))})
+                more = min(int(_SECONDS / taken), _BATCHES, len(plans) - 1) - 1
+                left = sorted({int(n) for n in np.linspace(2, len(plans) - 1, max(more, 0))})
             seconds += taken
             reading = Reading(
                 reading.sequences + len(batch.ids),
