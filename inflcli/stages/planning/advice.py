@@ -77,7 +77,8 @@ def _memory(task: Task, rates: Rates, found: Sequence[Estimate]) -> list[str]:
     # A calibration has the model loaded by the time that it looks.
     free = task.available + (rates.base if rates.sampled else 0.0)
     for one in found:
-        if one.memory is not None and one.memory > free:
+        # What runs no model takes hardly more than the programme.
+        if one.flops is not None and one.memory is not None and one.memory > free:
             mend = {
                 "fit-factors": "a smaller --max-memory makes more passes, --blocks smaller sums",
                 "precondition": "--blocks makes smaller factors, --max-memory smaller chunks",
