@@ -8,7 +8,6 @@ process that keeps each block of tokens or scores is shown to exceed.
 from __future__ import annotations
 
 import json
-import os
 import random
 import subprocess
 import sys
@@ -18,8 +17,6 @@ from pathlib import Path
 import pytest
 from corpus_fixtures import environment, write_queries
 from pipeline import CPU, Pipeline
-
-import inflcli
 
 HERE = Path(__file__).parent
 FEW, MANY = 2_000, 20_000
@@ -105,34 +102,6 @@ def test_prepare(prepared):
 
 def test_scan(pipeline, runs, texts):
     assert flat(*(measure("scan", pipeline, runs[n], texts[n]) for n in (FEW, MANY)))
-
-
-def command(*arguments: object) -> float:
-    """Run an inflcli command; the peak of its resident memory in MiB."""
-    words = [sys.executable, "-m", "inflcli", *map(str, arguments), "--quiet"]
-    with subprocess.Popen(words, stdout=subprocess.DEVNULL) as process:
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0
-    return usage.ru_maxrss / 1024
-
-
-@pytest.mark.long
-def test_batches_of_changing_lengths(tmp_path):
-    """The demo, where no two batches have the same shape, and a kernel is compiled for each."""
-    demo, made = Path(inflcli.__file__).parent / "demo", tmp_path / "corpus"
-    model = ("--model", demo / "model", "--device", "cpu")
-    text = ("--input", demo / "corpus.jsonl", "--per-line", "--seq-len", 256)
-    command("prepare", "--tokenizer", demo / "model", *text, "--out", made)
-    factors, queries = tmp_path / "factors", tmp_path / "queries"
-    command("fit-factors", *model, "--corpus", made, "--max-sequences", 40, "--out", factors)
-    asked = ("--queries", demo / "queries.jsonl", "--factors", factors)
-    command("precondition", *model, *asked, "--out", queries)
-    scan = ("scan", *model, "--queries", queries, "--corpus", made)
-    few = command(*scan, "--range", "0:285", "--out", tmp_path / "few")
-    many = command(*scan, "--out", tmp_path / "many")
-    print(f"{few:.0f} MiB; {many:.0f} MiB")
-    assert many < 1.1 * few
 
 
 @pytest.mark.long
