@@ -191,6 +191,8 @@ def measure(name: str, shape: Shape, options: argparse.Namespace) -> dict[str, A
 
 
 def _keep_scores(work: Path, label: str, answer: dict[str, Any]) -> None:
+    """Under `work`; the answer loses where they are, which means nothing elsewhere."""
+    answer.pop("token_scores", None)
     if "scores" in answer:
         scores = np.load(answer.pop("scores"))
         if scores.ndim == 2:
