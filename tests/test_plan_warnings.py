@@ -78,7 +78,7 @@ def test_a_day_that_is_too_short(model):
     result = planned(model, *options)
     lines = of(result, "days")
     stages = {"fit-factors", "scan"}
-    assert {line.split(":")[0] for line in lines} - {"prepare", "tfidf-filter"} == stages
+    assert {line.split(":")[0] for line in lines} == stages | {"prepare", "tfidf-filter"}
     shards = max(int(found[1]) for line in lines if (found := re.search(r"--shard I/(\d+)", line)))
     left = of(planned(model, *options, "--shards", shards), "days")
     assert not {line.split(":")[0] for line in left} & stages
