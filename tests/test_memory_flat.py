@@ -8,17 +8,21 @@ process that keeps each block of tokens or scores is shown to exceed.
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 from corpus_fixtures import environment, write_queries
 from pipeline import CPU, Pipeline
 
+import inflcli
+
 HERE = Path(__file__).parent
+DEMO = Path(inflcli.__file__).parent / "demo"
 FEW, MANY = 2_000, 20_000
 QUERIES = 100
 ONE_THREAD = {"TOKENIZERS_PARALLELISM": "false", "MALLOC_ARENA_MAX": "1"}
@@ -115,3 +119,27 @@ def test_holding_on_would_be_seen(pipeline, runs, texts, prepared, tmp_path, sta
         few = measure("scan", pipeline, runs[FEW], texts[FEW])
     many = measure(stage, pipeline, run, texts[MANY], "LEAK")
     assert not flat(few, many)
+
+
+@pytest.mark.long
+def test_scan_of_lengths_that_all_differ(tmp_path):
+    """The demo's paragraphs, once and ten times: hardly two batches have the same longest one."""
+    text = (DEMO / "corpus.jsonl").read_text()
+    run = Pipeline(DEMO / "model", tmp_path, "float32", replace(CPU, batch_size=None))
+    peaks = []
+    for times in (1, 10):
+        path = tmp_path / f"{times}.jsonl"
+        path.write_text(text * times)
+        run.prepare(path, f"corpus {times}", seq_len=256)
+    run.fit(corpus="corpus 1", max_sequences=40)
+    run.precondition(DEMO / "queries.jsonl", keep=0.995)
+    for times in (1, 10):
+        command = [sys.executable, "-m", "inflcli", "scan", "--model", run.model, "--quiet"]
+        command += ["--queries", tmp_path / "queries", "--corpus", tmp_path / f"corpus {times}"]
+        with subprocess.Popen([*command, "--out", tmp_path / f"scan {times}"]) as process:
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0
+        peaks.append(usage.ru_maxrss)
+    print(", ".join(f"{peak / 1024:.0f} MiB" for peak in peaks))
+    assert peaks[1] < 1.1 * peaks[0]

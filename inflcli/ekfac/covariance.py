@@ -34,8 +34,11 @@ class CovarianceSum:
         sizes = block_sizes(size, blocks)
         return cls([torch.zeros(part, part, dtype=dtype, device=device) for part in sizes])
 
-    def add(self, rows: Tensor) -> None:
-        """Add rows [n, D]. Cost: n · sum D_o² MACs, towards half of that for wide blocks."""
+    def add(self, rows: Tensor, zeros: int = 0) -> None:
+        """Add rows [n, D], of which the last `zeros` are zero and do not count.
+
+        Cost: n · sum D_o² MACs, towards half of that for wide blocks.
+        """
         rows = rows.to(self.blocks[0].dtype)
         parts = rows.split([block.shape[0] for block in self.blocks], dim=1)
         for block, part in zip(self.blocks, parts, strict=True):
@@ -44,7 +47,7 @@ class CovarianceSum:
                 tile = slice(first, first + width)
                 block[tile, first:].addmm_(part[:, tile].T, part[:, first:])
                 first += width
-        self.count += rows.shape[0]
+        self.count += rows.shape[0] - zeros
 
     def mean(self, dtype: torch.dtype = torch.float64) -> list[Tensor]:
         """E[x xᵀ] block by block, symmetric."""

@@ -14,10 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, reduce
 
 import torch
 from torch import Tensor
+
+from inflcli.shapes import SEQUENCES, round_up
 
 _GRADIENT_ELEMENTS = 1 << 25
 """Numbers of DW formed at once."""
@@ -40,12 +42,6 @@ def scored_together(sequences: float, queries: int, outputs: int, inputs: int) -
     return max(formed, queries // QUERIES_A_GRADIENT)
 
 
-def padded_columns(columns: int) -> int:
-    """The next of four numbers an octave: up to a quarter more."""
-    grain = 1 << max(0, columns.bit_length() - 3)
-    return columns + -columns % grain
-
-
 @dataclass(frozen=True)
 class FactoredQueries:
     """V_q = sum over its columns k of left[:, k] right[:, k]ᵀ.
@@ -61,17 +57,20 @@ class FactoredQueries:
 
     def sequence_scores(self, a: Tensor, g: Tensor) -> Tensor:
         """[B, Q]. Cost: K (M + P) MACs a token."""
-        scores = a.new_zeros(a.shape[0], self.count)
-        for part, columns in self._columns(a, g):
+        shape, scores = a.shape[:2], a.new_zeros(a.shape[0], self.count)
+        for part, rows in self._columns(a, g):
+            columns = rows[: shape.numel()].unflatten(0, shape)
             scores.index_add_(1, self.owner[part], columns.sum(1, dtype=a.dtype))
         return scores
 
     def token_scores(self, a: Tensor, g: Tensor) -> Tensor:
         """[B, T, Q], at the cost of `sequence_scores` and K Q MACs a token."""
-        scores = a.new_zeros(*a.shape[:2], self.count)
-        for part, columns in self._columns(a, g):
-            scores += columns.to(a.dtype) @ self._membership[part].to(a.dtype)
-        return scores
+        found = (
+            rows.to(a.dtype) @ self._membership[part].to(a.dtype)
+            for part, rows in self._columns(a, g)
+        )
+        shape = a.shape[:2]
+        return reduce(Tensor.add_, found)[: shape.numel()].unflatten(0, shape)
 
     def dense(self) -> DenseQueries:
         """The same queries as full matrices [Q, P, M]. Cost: K P M MACs, once."""
@@ -99,7 +98,7 @@ class FactoredQueries:
 
         A product is compiled once for every shape, which must not be one for each module.
         """
-        more = padded_columns(self.left.shape[1]) - self.left.shape[1]
+        more = round_up(self.left.shape[1]) - self.left.shape[1]
         last = self.owner.new_full((more,), self.count - 1)
         return FactoredQueries(
             torch.nn.functional.pad(self.left, (0, more)),
@@ -115,9 +114,9 @@ class FactoredQueries:
         return FactoredQueries(self.left[:, mine], self.right[:, mine], owner, 1)
 
     def _columns(self, a: Tensor, g: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """(g L) ⊙ (a R) [B, T, K], some columns at a time."""
+        """(g L) ⊙ (a R), some columns at a time; of all rows that `as_rows` gives."""
         step = max(1, _COLUMN_ELEMENTS // (a.shape[0] * a.shape[1]))
-        a, g = a.to(self.right.dtype), g.to(self.left.dtype)
+        a, g = as_rows(a, self.right.dtype), as_rows(g, self.left.dtype)
         for first in range(0, self.left.shape[1], step):
             part = slice(first, first + step)
             yield part, (g @ self.left[:, part]).mul_(a @ self.right[:, part])
@@ -127,6 +126,31 @@ class FactoredQueries:
         """[K, Q]: 1 where the column belongs to the query."""
         member = self.left.new_zeros(len(self.owner), self.count)
         return member.scatter_(1, self.owner.unsqueeze(1), 1.0)
+
+
+def as_rows(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """[B, T, D] as rows [B T, D] of a type, followed by zeros where products are compiled."""
+    if not _compiled(x, dtype):
+        return x.to(dtype).flatten(0, 1)
+    count = x.shape[0] * x.shape[1]
+    rows = x.new_zeros((round_up(count), x.shape[2]), dtype=dtype)
+    rows[:count].view(x.shape).copy_(x)
+    return rows
+
+
+def _longer(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """[B, T, D] in a type, with zeros after T."""
+    found = x.new_zeros((x.shape[0], round_up(x.shape[1]), x.shape[2]), dtype=dtype)
+    found[:, : x.shape[1]] = x
+    return found
+
+
+def _compiled(x: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a product with it in that type is compiled for its shape, of which few should be.
+
+    It is copied into that type in any case, so that some zeros more cost little.
+    """
+    return x.device.type == "cpu" and x.dtype != dtype == torch.bfloat16
 
 
 def _spread(factor: Tensor, place: Tensor, queries: int, width: int) -> Tensor:
@@ -157,17 +181,27 @@ class DenseQueries:
     def gradients(self, a: Tensor, g: Tensor) -> Tensor:
         """DW [B, P M], in the queries' type. Cost: M P MACs a token."""
         element = self.matrices.dtype
-        return torch.bmm(g.to(element).mT, a.to(element)).flatten(1)
+        if not _compiled(a, element):
+            return torch.bmm(g.to(element).mT, a.to(element)).flatten(1)
+        a, g = _longer(a, element), _longer(g, element)
+        found = a.new_empty(len(a), *self.matrices.shape[1:])
+        for first in range(0, len(a), SEQUENCES):
+            part = slice(first, first + SEQUENCES)
+            torch.bmm(g[part].mT, a[part], out=found[part])
+        return found.flatten(1)
 
     def gradient_scores(self, gradients: Tensor) -> Tensor:
         """[B, Q], in the queries' type. Cost: Q M P MACs a sequence."""
-        return gradients @ self.matrices.flatten(1).T
+        # Almost all at once; the few at the end apart, so that there are few shapes.
+        parts = gradients.tensor_split([len(gradients) // SEQUENCES * SEQUENCES])
+        matrices = self.matrices.flatten(1).T
+        return torch.cat([part @ matrices for part in parts if len(part)])
 
     def token_scores(self, a: Tensor, g: Tensor) -> Tensor:
         """[B, T, Q]. Cost: Q M P MACs a token."""
-        cast = g.to(self.matrices.dtype)
-        found = [torch.linalg.vecdot((cast @ matrix).to(a.dtype), a) for matrix in self.matrices]
-        return torch.stack(found, dim=-1)
+        rows, count = as_rows(g, self.matrices.dtype), a.shape[0] * a.shape[1]
+        products = ((rows @ matrix)[:count].to(a.dtype).view_as(a) for matrix in self.matrices)
+        return torch.stack([torch.linalg.vecdot(product, a) for product in products], dim=-1)
 
     def select(self, query: int) -> DenseQueries:
         """One query alone."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from inflcli.influence.scoring import DenseQueries, FactoredQueries
+from inflcli.influence.scoring import DenseQueries, FactoredQueries, as_rows
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class SharedQueries:
 
 
 def _in_basis(rows: Tensor, basis: Tensor) -> Tensor:
-    return (rows.to(basis.dtype) @ basis).to(rows.dtype)
+    found = as_rows(rows, basis.dtype) @ basis
+    return found[: rows.shape[:2].numel()].to(rows.dtype).unflatten(0, rows.shape[:2])
 
 
 def share(queries: FactoredQueries, keep: float) -> SharedQueries:

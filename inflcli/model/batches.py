@@ -16,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from inflcli.shapes import SEQUENCES, round_up
+
 _TOKENS_A_BATCH = 4096
 _MOST_UNITS = 8192
 
@@ -58,10 +60,16 @@ def plan_batches(
     batches, first = [], 0
     while first < len(order):
         longest = max(int(lengths[order[first]]), 1)
-        size = batch_size or max(1, _TOKENS_A_BATCH // longest)
+        size = batch_size or _usual_size(longest)
         batches.append(ids[order[first : first + size]])
         first += size
     return batches
+
+
+def _usual_size(longest: int) -> int:
+    """Sequences of about 4,096 tokens together; lengths and sizes are few, as are shapes then."""
+    size = max(1, _TOKENS_A_BATCH // round_up(longest))
+    return size - size % SEQUENCES if size > SEQUENCES else size
 
 
 def plan_units(

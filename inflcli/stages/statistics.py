@@ -13,6 +13,7 @@ from inflcli.ekfac.covariance import block_sizes
 from inflcli.model.batches import Batch
 from inflcli.model.load import LoadedModel
 from inflcli.model.tracked import TrackedModule
+from inflcli.shapes import round_up
 from inflcli.stages.common import require_finite
 
 
@@ -79,8 +80,15 @@ class CovarianceStatistics:
         shared = module.shares_input_with
         if shared not in self._added:
             self._added.add(shared)
-            self.inputs[shared].add(a.flatten(0, 1).index_select(0, self._rows))
-        self.outputs[module.name].add(g.flatten(0, 1).index_select(0, self._rows))
+            self.inputs[shared].add(*self._predicted(a))
+        self.outputs[module.name].add(*self._predicted(g))
+
+    def _predicted(self, x: Tensor) -> tuple[Tensor, int]:
+        """Rows of the predicted positions, and how many zero ones follow them."""
+        count, size = len(self._rows), round_up(len(self._rows), an_octave=16)
+        rows = x.new_zeros(size, x.shape[-1])
+        torch.index_select(x.flatten(0, 1), 0, self._rows, out=rows[:count])
+        return rows, size - count
 
     def take(self, side: str, name: str) -> CovarianceSum:
         """Hand over A (side A) or S of a module; it is held here no longer."""
@@ -136,7 +144,8 @@ class CorrectedStatistics:
         self._extents: list[int] = []
 
     def begin(self, batch: Batch) -> None:
-        self._extents = batch.extents
+        longest = batch.tokens.shape[1]
+        self._extents = [min(round_up(one, an_octave=8), longest) for one in batch.extents]
 
     def consume(self, module: TrackedModule, a: Tensor, g: Tensor) -> None:
         self.sums[module.name].add(a, g, self._extents, *self.bases[module.name])

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from inflcli.influence.cost import ModuleShape, Work, choose_routes, dense_bytes
-from inflcli.influence.scoring import padded_columns
 from inflcli.model.batches import plan_batches
 from inflcli.model.tracked import TrackedModule, select_layers
+from inflcli.shapes import round_up
 from inflcli.stages.planning.task import Task
 from inflcli.stages.scoring import scan_work
 
@@ -62,7 +62,7 @@ def plan_routes(task: Task, columns: Mapping[str, float]) -> Routed:
 
 
 def _padded(shape: ModuleShape, task: Task) -> int:
-    columns = shape.columns and padded_columns(shape.columns)
+    columns = shape.columns and round_up(shape.columns)
     return _loaded(replace(shape, columns=columns), task)
 
 
