@@ -49,7 +49,11 @@ class Timed:
         return make_batch(ids, text.take(ids), text.lengths[ids], self.model.device)
 
     def passes(
-        self, kind: str, plans: list[NDArray[np.int64]], run: Callable[[Batch], None]
+        self,
+        kind: str,
+        plans: list[NDArray[np.int64]],
+        run: Callable[[Batch], None],
+        about: float = _SECONDS,
     ) -> tuple[float, Reading]:
         """Run some batches, once the first has warmed up: their seconds, and what they read.
 
@@ -65,7 +69,7 @@ class Timed:
             taken = now(self.model.device) - begun
             if seconds == 0.0:
                 # Those that there is time for, spread over the rest, in their order.
-                more = min(int(_SECONDS / taken), _BATCHES, len(plans) - 1) - 1
+                more = min(int(about / taken), _BATCHES, len(plans) - 1) - 1
                 left = sorted({int(n) for n in np.linspace(2, len(plans) - 1, max(more, 0))})
             seconds += taken
             reading = Reading(
