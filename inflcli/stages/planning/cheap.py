@@ -13,8 +13,8 @@ _BUFFERS = 16e6
 """Bytes of the blocks of tokens that are worked on, and of their copies."""
 _PAGE, _SHOWN = 70e3, 13
 """Bytes of a report without its sequences, and of a token shown, measured on the demo's."""
-_FILES = 5000
-"""Bytes of what describes a few arrays."""
+_FILES = 3300
+"""Bytes of what describes two arrays and the stage."""
 _GATHERED = 400
 """Bytes in memory of a token shown, its neighbours' text included."""
 
