@@ -133,15 +133,17 @@ def as_rows(x: Tensor, dtype: torch.dtype) -> Tensor:
     if not _compiled(x, dtype):
         return x.to(dtype).flatten(0, 1)
     count = x.shape[0] * x.shape[1]
-    rows = x.new_zeros((round_up(count), x.shape[2]), dtype=dtype)
+    rows = x.new_empty((round_up(count), x.shape[2]), dtype=dtype)
     rows[:count].view(x.shape).copy_(x)
+    rows[count:] = 0
     return rows
 
 
 def _longer(x: Tensor, dtype: torch.dtype) -> Tensor:
     """[B, T, D] in a type, with zeros after T."""
-    found = x.new_zeros((x.shape[0], round_up(x.shape[1]), x.shape[2]), dtype=dtype)
+    found = x.new_empty((x.shape[0], round_up(x.shape[1]), x.shape[2]), dtype=dtype)
     found[:, : x.shape[1]] = x
+    found[:, x.shape[1] :] = 0
     return found
 
 

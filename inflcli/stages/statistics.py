@@ -86,8 +86,9 @@ class CovarianceStatistics:
     def _predicted(self, x: Tensor) -> tuple[Tensor, int]:
         """Rows of the predicted positions, and how many zero ones follow them."""
         count, size = len(self._rows), round_up(len(self._rows), an_octave=16)
-        rows = x.new_zeros(size, x.shape[-1])
+        rows = x.new_empty(size, x.shape[-1])
         torch.index_select(x.flatten(0, 1), 0, self._rows, out=rows[:count])
+        rows[count:] = 0
         return rows, size - count
 
     def take(self, side: str, name: str) -> CovarianceSum:
