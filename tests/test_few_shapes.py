@@ -85,3 +85,19 @@ def test_round_up():
     assert len({found for found in sizes if 256 < found <= 512}) == 4
     assert len({round_up(size, 16) for size in range(257, 513)}) == 16
     assert [round_up(found) for found in sizes] == sizes
+
+
+@pytest.mark.parametrize(
+    ("sequences", "outputs", "inputs"),
+    [(8, 256, 768), (1, 1024, 1536), (2, 768, 1024), (3, 512, 1024)],
+)
+def test_rows_as_large_as_three_quarters_of_a_cache(sequences, outputs, inputs):
+    """1.5 Mi numbers with a cache of 2 MiB: the process died in oneDNN's choice of blocks."""
+    draw = torch.Generator().manual_seed(0)
+    queries, gradients = (
+        torch.randn(count, outputs * inputs, generator=draw).to(BF16) for count in (8, sequences)
+    )
+    dense = DenseQueries(queries.unflatten(1, (outputs, inputs)))
+    found, exact = dense.gradient_scores(gradients), gradients.double() @ queries.double().T
+    assert found.shape == exact.shape
+    assert (found - exact).norm() < 0.01 * exact.norm()

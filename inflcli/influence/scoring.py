@@ -155,6 +155,18 @@ def _compiled(x: Tensor, dtype: torch.dtype) -> bool:
     return x.device.type == "cpu" and x.dtype != dtype == torch.bfloat16
 
 
+def _not_of_the_caches_size(x: Tensor) -> Tensor:
+    """Rows [n, K], with zero ones after them where oneDNN would divide by zero (torch 2.13, AMX).
+
+    It does where up to 32 rows are as many numbers as three quarters of a core's second cache has
+    bytes, which is three times a power of two.
+    """
+    third, rest = divmod(x.numel(), 3)
+    if x.device.type != "cpu" or len(x) > 32 or rest or third & (third - 1):
+        return x
+    return torch.nn.functional.pad(x, (0, 0, 0, 4 if len(x) == 1 else 1))
+
+
 def _spread(factor: Tensor, place: Tensor, queries: int, width: int) -> Tensor:
     """The columns of a factor [D, k] at their places in [queries, D, width], zero elsewhere."""
     wide = factor.new_zeros(factor.shape[0], queries * width)
@@ -197,7 +209,8 @@ class DenseQueries:
         # Almost all at once; the few at the end apart, so that there are few shapes.
         parts = gradients.tensor_split([len(gradients) // SEQUENCES * SEQUENCES])
         matrices = self.matrices.flatten(1).T
-        return torch.cat([part @ matrices for part in parts if len(part)])
+        padded = [(len(part), _not_of_the_caches_size(part)) for part in parts if len(part)]
+        return torch.cat([(rows @ matrices)[:count] for count, rows in padded])
 
     def token_scores(self, a: Tensor, g: Tensor) -> Tensor:
         """[B, T, Q]. Cost: Q M P MACs a token."""
