@@ -27,6 +27,8 @@ QUERIES_A_GRADIENT = 16
 """Queries for every DW that waits: waiting takes a sixteenth of the queries' memory at most."""
 _GRAIN, _QUERIES_AT_ONCE = 32, 64
 """When queries are made dense: components are a multiple of the one, for as many as the other."""
+_SMALLEST_CACHE = 1 << 19
+"""Bytes of the second cache of a core; 2 MiB where there is AMX."""
 _COLUMN_ELEMENTS = 1 << 23
 """Numbers of a K and of g L held at once."""
 
@@ -162,7 +164,9 @@ def _not_of_the_caches_size(x: Tensor) -> Tensor:
     bytes, which is three times a power of two.
     """
     third, rest = divmod(x.numel(), 3)
-    if x.device.type != "cpu" or len(x) > 32 or rest or third & (third - 1):
+    if x.device.type != "cpu" or x.dtype != torch.bfloat16 or len(x) > 32:
+        return x
+    if rest or third & (third - 1) or third < _SMALLEST_CACHE // 4:
         return x
     return torch.nn.functional.pad(x, (0, 0, 0, 4 if len(x) == 1 else 1))
 
