@@ -40,13 +40,13 @@ def whole(tiny_model, tiny_text, tiny_queries, tmp_path_factory) -> Iterator[Pip
 
 
 def test_fit_of_two_processes(whole):
-    said = torchrun(whole, "-m", "inflcli", *fit_command(whole, "factors-2"))
+    said = torchrun(whole, "-m", "quiet_exit", *fit_command(whole, "factors-2"))
     assert said.count("factors-2: ekfac") == 1
     same_factors(whole.run / "factors-2", whole.run / "factors")
 
 
 def test_scan_of_two_processes(whole):
-    torchrun(whole, "-m", "inflcli", *scan_command(whole, "scan-2"))
+    torchrun(whole, "-m", "quiet_exit", *scan_command(whole, "scan-2"))
     out = whole.run / "scan-2"
     assert np.array_equal(scores(out), scores(whole.run / "scan"))
     tops = [ScanReader.open(path).top() for path in (out, whole.run / "scan")]
@@ -66,8 +66,9 @@ def test_shards_of_processes(whole):
 
 def test_a_stage_of_one_process_says_so(whole, tiny_text):
     arguments = ["prepare", "--tokenizer", whole.model, "--input", tiny_text, "--out", "other"]
-    done = launch(whole.run, 2, "-m", "inflcli", *arguments)
+    done = launch(whole.run, 2, "-m", "quiet_exit", *arguments)
     assert done.returncode != 0
+    assert "exitcode  : 2 " in done.stderr
     assert "prepare runs in one process" in done.stderr
 
 

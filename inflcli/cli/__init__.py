@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from inflcli import __version__
+from inflcli import __version__, distributed
 from inflcli.cli import (
     attribute,
     fit_factors,
@@ -68,4 +68,8 @@ def _root(
 
 def main() -> None:
     """The console script."""
-    app()
+    try:
+        app()
+    except SystemExit as end:
+        distributed.leave(end.code)
+        raise
