@@ -166,10 +166,14 @@ ROUNDS ?= 3
 PEERS := kronfluence bergson
 BENCH := $(BIN)/python benchmarks/bench.py --rounds $(ROUNDS) --device $(DEVICE) \
   --peers $(foreach peer,$(PEERS),$(peer)=$(VENV)-$(peer)/bin/python)
+USUAL := llama-256x4 gpt2-256x4 llama-576x12-part smollm2-part llama-2048x1-part
+LONG := llama-576x12 smollm2 llama-2048x1
+LARGE := llama-1b llama-7b
 ifeq ($(DEVICE),cpu)
-SHAPES ?= llama-256x4 llama-576x12
+SHAPES ?= $(USUAL)
+bench: downloads/smollm2/model/config.json
 else
-SHAPES ?= llama-1b llama-7b
+SHAPES ?= $(LARGE)
 BENCH += --dtype bfloat16
 endif
 
@@ -179,8 +183,8 @@ bench: $(PEERS:%=$(VENV)-%/.ready) $(VENV)/.bench ## Measure against the plain p
 	$(MAKE) --no-print-directory bench-figure
 
 .PHONY: bench-long
-bench-long: $(PEERS:%=$(VENV)-%/.ready) $(VENV)/.bench downloads/smollm2/model/config.json ## Other models, in an hour: GPT-2's shape, SmolLM2, and the fit at 2048/5504 wide
-	$(BENCH) --shapes gpt2-256x4 llama-2048x1 smollm2
+bench-long: $(PEERS:%=$(VENV)-%/.ready) $(VENV)/.bench downloads/smollm2/model/config.json ## The three larger models with all modules tracked, in an hour
+	$(BENCH) --shapes $(LONG)
 	$(MAKE) --no-print-directory bench-figure
 
 .PHONY: bench-plan
@@ -194,7 +198,7 @@ bench-plan: $(BIN)/inflcli downloads/smollm2/model/config.json ## Hold plan's pr
 .PHONY: bench-figure
 bench-figure: $(VENV)/.bench ## Put the benchmark's results into the README
 	$(BIN)/python benchmarks/figure.py $(wildcard $(patsubst %,benchmarks/results/%-$(DEVICE).json,\
-	  llama-256x4 gpt2-256x4 llama-576x12 smollm2 llama-2048x1 llama-1b llama-7b)) \
+	  $(USUAL) $(LONG) $(LARGE))) \
 	  --readme README.md --figure benchmarks/bench.png \
 	  --curves $(wildcard benchmarks/results/rank-*.json) --curves-figure benchmarks/rank.png
 

@@ -77,8 +77,7 @@ class Result:
 
     def plain(self, kind: str) -> list[float]:
         """Seconds of the activations-only passes that a kind of work is measured by."""
-        few = ", few" if "token" in kind else ""
-        once = self.seconds(f"plain: plain activations{few}") or []
+        once = self.seconds("plain: plain activations") or []
         return [2 * value for value in once] if kind == "fit" else once
 
 
@@ -144,16 +143,20 @@ def scans_table(results: list[Result]) -> list[str]:
 
 
 def draw(results: list[Result], path: Path) -> None:
-    """Cost of each kind of work in plain passes, by tool; one panel a model."""
+    """Cost of each kind of work in plain passes, by tool; one panel a model, four in a row."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    across = min(4, len(results))
+    down = -(-len(results) // across)
     figure, axes = pyplot.subplots(
-        1, len(results), figsize=(3.2 * len(results), 3.4), squeeze=False, layout="constrained"
+        down, across, figsize=(3.2 * across, 3.2 * down), squeeze=False, layout="constrained"
     )
-    for axis, result in zip(axes[0], results, strict=True):
+    for axis in axes.flat[len(results) :]:
+        axis.remove()
+    for axis, result in zip(axes.flat, results, strict=False):
         kinds = [k for k in ("fit", "scan", "scan, token scores") if result.work("inflcli", k)]
         for place, tool in enumerate(TOOLS):
             values = [ratio(result.work(tool, kind), result.plain(kind)) or 0 for kind in kinds]
@@ -165,7 +168,7 @@ def draw(results: list[Result], path: Path) -> None:
         axis.set_title(result.name, fontsize=9)
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(axis="y", labelsize=7)
-    axes[0][0].set_ylabel("time, in plain passes (fit: in two)", fontsize=8)
+    figure.supylabel("time, in plain passes (fit: in two)", fontsize=8)
     axes[0][0].legend(fontsize=7, frameon=False)
     figure.savefig(path, dpi=130)
 

@@ -144,7 +144,7 @@ class Worker:
         if not Path(HESSIAN).is_dir():
             return {"error": "no factors: fit first"}
         count, batch, tokens = job["queries"], job["batch"], bool(job.get("tokens"))
-        rows, length = self.tokens[: job.get("sequences")], self.tokens.shape[1]
+        rows, length = self.tokens, self.tokens.shape[1]
         self.data["queries"] = dataset(self.queries[:count], self.starts[:count])
         self.data["scored"] = dataset(rows)
         query = config(QUERY, "queries", job.get("query_batch", batch), self.queries.shape[1])

@@ -76,10 +76,9 @@ class Worker:
         self,
         name: str,
         batch: int | None = None,
-        sequences: int | None = None,
         **settings: Any,
     ) -> dict[str, Any]:
-        config = ScanConfig(**{"stop": sequences, "dtype": self.bench["dtype"], **settings})
+        config = ScanConfig(dtype=self.bench["dtype"], **settings)
         out = self._clean("scan")
         with measured() as answer:
             scan_stage.scan(
@@ -92,7 +91,7 @@ class Worker:
             )
         reader = ScanReader.open(out)
         count = len(reader.query_ids)
-        scores = np.stack([reader.scores(query) for query in range(count)])[:, :sequences]
+        scores = np.stack([reader.scores(query) for query in range(count)])
         answer["scores"] = str(self.folder / "scores.npy")
         np.save(answer["scores"], scores)
         routes = list(read_manifest(out).details["routes"].values())

@@ -135,7 +135,6 @@ class Worker:
         batch: int,
         rank: int | None = None,
         tokens: bool = False,
-        sequences: int | None = None,
     ) -> dict[str, Any]:
         asked = TensorDataset(self.queries[:queries], self.starts[:queries])
         together = min(batch, len(asked))
@@ -145,7 +144,7 @@ class Worker:
             query_gradient_accumulation_steps=-(-len(asked) // together),
             compute_per_token_scores=tokens,
         )
-        name = f"q{queries}_r{rank}_b{batch}_n{sequences}" + "_tokens" * tokens
+        name = f"q{queries}_r{rank}_b{batch}" + "_tokens" * tokens
         timer = ScanTimer(pairwise.compute_dot_products_with_loader)
         pairwise.compute_dot_products_with_loader = timer
         try:
@@ -155,7 +154,7 @@ class Worker:
                     name,
                     FACTORS,
                     asked,
-                    TensorDataset(self.tokens[:sequences]),
+                    TensorDataset(self.tokens),
                     per_device_query_batch_size=together,
                     per_device_train_batch_size=batch,
                     score_args=settings,

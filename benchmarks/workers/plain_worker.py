@@ -27,7 +27,7 @@ class Worker:
         self.tokens = torch.from_numpy(np.load(work / "tokens.npy")).to(bench["device"])
         self.modules = bench["modules"]
 
-    def plain(self, kind: str, batch: int, sequences: int | None = None) -> dict[str, Any]:
+    def plain(self, kind: str, batch: int) -> dict[str, Any]:
         self.model.requires_grad_(kind == "full")
         handles = []
         if kind == "activations":
@@ -35,7 +35,7 @@ class Worker:
             for name in self.modules:
                 handles.append(self.model.get_submodule(name).register_forward_hook(_begin))
         with measured() as answer, torch.set_grad_enabled(kind != "forward"):
-            for part in self.tokens[:sequences].split(batch):
+            for part in self.tokens.split(batch):
                 loss = self._loss(part)
                 if kind != "forward":
                     loss.backward()
