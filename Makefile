@@ -154,7 +154,7 @@ test: $(VENV)/.test ## The test suite, in under ten minutes on two cores
 	  --ignore=tests/test_demo_facts.py
 
 .PHONY: soak
-soak: $(VENV)/.test ## Kill stages 500 times, lose power 1,200 times, and hold plan against what follows
+soak: $(VENV)/.test downloads/smollm2/model/config.json ## Kill stages 500 times, lose power 1,200 times, and hold plan against what follows
 	INFLCLI_KILLS=500 INFLCLI_LOSSES=100 \
 	  $(BIN)/python -m pytest -q tests/test_killed_anywhere.py tests/test_power_loss.py tests/test_plan_prediction.py \
 	  tests/test_memory_flat.py

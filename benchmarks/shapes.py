@@ -66,7 +66,7 @@ def _mlps(layers: Iterable[int]) -> str:
 
 
 SHAPES = {
-    "llama-256x4": Shape(_llama(256, 688, 4, 4096, 4), 64, 256, 16, 1024),
+    "llama-256x4": Shape(_llama(256, 688, 4, 4096, 4), 80, 256, 16, 1024),
     "gpt2-256x4": Shape(_gpt2(256, 4, 4096, 4), 32, 256, 16, 16),
     "llama-576x12": Shape(_llama(576, 1536, 12, 8192, 9), 16, 192, 8, 16),
     "smollm2": Shape(Path("downloads/smollm2/model"), 16, 128, 16, 16),
@@ -81,7 +81,7 @@ SHAPES |= {
         SHAPES["llama-576x12"], tracked=_mlps(range(0, 12, 4)), sequences=8
     ),
     "smollm2-part": replace(
-        SHAPES["smollm2"], tracked=_mlps(range(0, 30, 10)), sequences=8, length=64, batch=8
+        SHAPES["smollm2"], tracked=_mlps((0, 15)), sequences=8, length=64, batch=8, queries=8
     ),
     "llama-2048x1-part": replace(
         SHAPES["llama-2048x1"], tracked="model.layers.0.mlp.down_proj", sequences=8, batch=8
