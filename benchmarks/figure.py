@@ -129,7 +129,7 @@ def scans_table(results: list[Result]) -> list[str]:
             what = label.removeprefix("inflcli: scan ")
             found = result.raw["agreement"].get(label)
             agrees = f"{found['min']:.4f} / {found['mean']:.4f}" if found else "–"
-            before = f"inflcli: precondition {what.removesuffix(', exact')}"
+            before = f"inflcli: precondition {what}"
             disk = result.jobs.get(before, [{}])[0].get("disk_bytes")
             stored = "" if disk is None else f"{disk / 2**20:.0f} MiB"
             peak = result.peak(label)
