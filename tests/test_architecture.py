@@ -15,6 +15,7 @@ import inflcli
 ROOT = Path(inflcli.__file__).parent
 PURE = ("ekfac", "influence", "retrieval")
 PURE_MAY_IMPORT = {
+    "abc",
     "torch",
     "numpy",
     "scipy",

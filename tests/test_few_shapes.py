@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from inflcli.influence.scoring import DenseQueries, FactoredQueries
+from inflcli.influence.dense import DenseQueries, ExpandedQueries, GradientQueries
+from inflcli.influence.factored import FactoredQueries
 from inflcli.model.batches import plan_batches
 from inflcli.shapes import round_up
 
@@ -33,7 +34,7 @@ class Shapes(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def make_queries(dtype: torch.dtype) -> dict[str, DenseQueries | FactoredQueries]:
+def make_queries(dtype: torch.dtype) -> dict[str, GradientQueries | FactoredQueries]:
     draw = torch.Generator().manual_seed(0)
     left, right = (
         torch.randn(size, QUERIES * RANK, generator=draw).to(BF16) for size in (OUTPUTS, INPUTS)
@@ -44,7 +45,8 @@ def make_queries(dtype: torch.dtype) -> dict[str, DenseQueries | FactoredQueries
         "pqr,mqr->qpm", *(x.unflatten(1, (QUERIES, RANK)).double() for x in (left, right))
     )
     # Rounded once, so that both types hold the same queries.
-    return {"dense": DenseQueries(matrices.to(BF16).to(dtype)), "factored": factored}
+    dense = DenseQueries(matrices.to(BF16).to(dtype))
+    return {"stored dense": dense, "dense": ExpandedQueries.of(factored), "factored": factored}
 
 
 def batch(sequences: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -53,7 +55,7 @@ def batch(sequences: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
     return a.to(BF16).float(), g.to(BF16).float()
 
 
-@pytest.mark.parametrize("route", ["dense", "factored"])
+@pytest.mark.parametrize("route", ["stored dense", "dense", "factored"])
 @pytest.mark.parametrize("kind", ["sequence_scores", "token_scores"])
 @pytest.mark.parametrize(("sequences", "length"), [(1, 1), (3, 5), (4, 8), (7, 37), (17, 61)])
 def test_scores_are_those_of_exact_products(route, kind, sequences, length):
@@ -65,7 +67,7 @@ def test_scores_are_those_of_exact_products(route, kind, sequences, length):
     assert (found - exact).norm() < 0.02 * exact.norm()
 
 
-@pytest.mark.parametrize("route", ["dense", "factored"])
+@pytest.mark.parametrize("route", ["stored dense", "dense", "factored"])
 @pytest.mark.parametrize(("kind", "most"), [("sequence_scores", 40), ("token_scores", 10)])
 def test_few_shapes(route, kind, most):
     queries = make_queries(BF16)[route]
@@ -89,15 +91,18 @@ def test_round_up():
 
 @pytest.mark.parametrize(
     ("sequences", "outputs", "inputs"),
-    [(8, 256, 768), (1, 1024, 1536), (2, 768, 1024), (3, 512, 1024)],
+    [(8, 256, 768), (1, 1024, 1536), (2, 768, 1024), (3, 512, 1024), (24, 64, 1024)],
 )
-def test_rows_as_large_as_three_quarters_of_a_cache(sequences, outputs, inputs):
+@pytest.mark.parametrize("queries", [1, 8, 24])
+def test_rows_as_large_as_three_quarters_of_a_cache(sequences, outputs, inputs, queries):
     """1.5 Mi numbers with a cache of 2 MiB: the process died in oneDNN's choice of blocks."""
     draw = torch.Generator().manual_seed(0)
-    queries, gradients = (
-        torch.randn(count, outputs * inputs, generator=draw).to(BF16) for count in (8, sequences)
+    a, g, matrices = (
+        torch.randn(*size, generator=draw).to(BF16)
+        for size in ((sequences, 2, inputs), (sequences, 2, outputs), (queries, outputs, inputs))
     )
-    dense = DenseQueries(queries.unflatten(1, (outputs, inputs)))
-    found, exact = dense.gradient_scores(gradients), gradients.double() @ queries.double().T
+    found = DenseQueries(matrices).sequence_scores(a.float(), g.float())
+    gradients = torch.bmm(g.double().mT, a.double()).flatten(1)
+    exact = gradients @ matrices.double().flatten(1).T
     assert found.shape == exact.shape
     assert (found - exact).norm() < 0.01 * exact.norm()

@@ -14,7 +14,8 @@ from inflcli.ekfac import Basis, CorrectedSum, CovarianceSum, DampedInverse
 from inflcli.ekfac.cost import corrected_macs, covariance_macs, query_macs, rotation_macs
 from inflcli.ekfac.covariance import block_sizes
 from inflcli.influence.cost import ModuleShape, Work, route_macs
-from inflcli.influence.scoring import DenseQueries, FactoredQueries
+from inflcli.influence.dense import DenseQueries, ExpandedQueries
+from inflcli.influence.factored import FactoredQueries
 from inflcli.stages.planning.outline import read_outline
 
 
@@ -60,15 +61,20 @@ def test_a_query_kept_whole(tokens):
 
 
 @pytest.mark.parametrize("token_scores", [False, True])
-@pytest.mark.parametrize("route", ["dense", "factored"])
+@pytest.mark.parametrize("route", ["stored dense", "dense", "factored"])
 def test_scores(route, token_scores):
     outputs, inputs, queries, sequences, tokens = 32, 48, 3, 4, 9
     owner = torch.arange(queries).repeat_interleave(2)
     factored = FactoredQueries(torch.randn(outputs, 6), torch.randn(inputs, 6), owner, queries)
-    one = DenseQueries(torch.randn(queries, outputs, inputs)) if route == "dense" else factored
+    one = {
+        "stored dense": DenseQueries(torch.randn(queries, outputs, inputs)),
+        "dense": ExpandedQueries.of(factored),
+        "factored": factored,
+    }[route]
     a, g = torch.randn(sequences, tokens, inputs), torch.randn(sequences, tokens, outputs)
-    work = Work(queries, sequences, tokens, 4, 1.0, token_scores=token_scores)
-    shape = ModuleShape(outputs, inputs, None if route == "dense" else 6)
+    work = Work(queries, sequences, 0, tokens, 4, 1.0, token_scores=token_scores)
+    shape = ModuleShape(outputs, inputs, None if route == "stored dense" else 6)
+    route = route.removeprefix("stored ")
     counted = macs(lambda: one.token_scores(a, g) if token_scores else one.sequence_scores(a, g))
     # The inner products with a, of dense token scores, are no matrix product.
     assert counted == sequences * tokens * route_macs(route, shape, work)

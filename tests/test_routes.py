@@ -16,14 +16,15 @@ from inflcli.influence.cost import (
     ModuleShape,
     Work,
     choose_routes,
-    dense_bytes,
     dense_cost,
     factored_cost,
+    waiting_bytes,
 )
-from inflcli.influence.scoring import FactoredQueries
+from inflcli.influence.dense import ExpandedQueries
+from inflcli.influence.factored import FactoredQueries
 from inflcli.influence.shared import share
 
-WORK = Work(queries=16, sequences=16, tokens=256, element=2, balance=40.0)
+WORK = Work(queries=16, sequences=16, waiting=0, tokens=256, element=2, balance=40.0)
 NARROW = ModuleShape(256, 256, 16 * 32)
 WIDE = ModuleShape(11008, 4096, 16 * 32)
 
@@ -33,7 +34,7 @@ def routes(shapes, work=WORK, memory=1e12, forced="auto"):
 
 
 def test_wide_modules_are_factored_and_many_queries_dense():
-    many = replace(WORK, queries=1024)
+    many = replace(WORK, queries=1024, waiting=256)
     assert routes({"m": WIDE}) == {"m": "factored"}
     assert routes({"m": replace(NARROW, columns=1024 * 32)}, many) == {"m": "dense"}
 
@@ -55,18 +56,17 @@ def test_token_scores_make_dense_queries_dear():
 
 
 def test_a_short_scan_does_not_pay_for_making_queries_dense():
-    shape = ModuleShape(688, 256, 16 * 64)
-    assert routes({"m": shape}) == {"m": "dense"}
-    assert routes({"m": shape}, replace(WORK, scanned=256)) == {"m": "factored"}
-    stored = replace(shape, columns=None)
-    assert dense_cost(stored, replace(WORK, scanned=256)) == dense_cost(stored, WORK)
+    shape = ModuleShape(688, 256, 1024 * 8)
+    work = replace(WORK, queries=1024, waiting=256)
+    assert routes({"m": shape}, work) == {"m": "dense"}
+    assert routes({"m": shape}, replace(work, waiting=8)) == {"m": "factored"}
 
 
 def test_memory_goes_to_what_saves_most():
     """Twice the columns save more at the same size; the third does not fit."""
-    work = replace(WORK, queries=1024)
+    work = replace(WORK, queries=1024, waiting=256)
     shapes = {f"m{k}": ModuleShape(256, 256, 1024 * k) for k in (16, 32, 24)}
-    room = 2 * dense_bytes(shapes["m16"], work)
+    room = 2 * waiting_bytes(shapes["m16"], work)
     assert routes(shapes, work, memory=room) == {"m16": "factored", "m32": "dense", "m24": "dense"}
 
 
@@ -101,7 +101,7 @@ def test_a_smaller_shared_basis_keeps_what_it_says():
     queries = family(12)
     shared = share(queries, 0.9)
     assert shared.left.shape[1] < 12
-    whole = queries.dense().matrices
+    whole = ExpandedQueries.of(queries).dense().matrices
     kept = shared.left @ shared.cores.matrices @ shared.right.T
     lost = (whole - kept).square().sum() / whole.square().sum()
     assert shared.kept == pytest.approx(1 - float(lost))

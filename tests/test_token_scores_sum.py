@@ -19,7 +19,8 @@ from inflcli.artifacts.attribution import AttributionReader
 from inflcli.artifacts.corpus import CorpusReader
 from inflcli.artifacts.scan import ScanReader
 from inflcli.errors import NumericalFault
-from inflcli.influence.scoring import DenseQueries, FactoredQueries
+from inflcli.influence.dense import ExpandedQueries
+from inflcli.influence.factored import FactoredQueries
 
 TOP = 6
 
@@ -115,16 +116,18 @@ def test_token_scores_of_both_routes():
     left, right = (torch.randn(size, 6, dtype=torch.float64) for size in (4, 5))
     owner = torch.tensor([0, 0, 0, 1, 1, 2])
     factored = FactoredQueries(left, right, owner, 3)
-    dense = factored.dense()
+    expanded = ExpandedQueries.of(factored)
+    dense = expanded.dense()
     for query in range(3):
         v = left[:, owner == query] @ right[:, owner == query].T
         for b in range(2):
             for t in range(3):
                 expected = float(g[b, t] @ v @ a[b, t])
-                for route in (factored, dense, DenseQueries(dense.matrices)):
+                for route in (factored, expanded, dense):
                     assert float(route.token_scores(a, g)[b, t, query]) == pytest.approx(expected)
+                for route in (factored, dense):
                     alone = route.select(query).token_scores(a, g)[b, t, 0]
                     assert float(alone) == pytest.approx(expected)
             total = float(((g[b].T @ a[b]) * v).sum())
-            for route in (factored, dense):
+            for route in (factored, expanded, dense):
                 assert float(route.sequence_scores(a, g)[b, query]) == pytest.approx(total)

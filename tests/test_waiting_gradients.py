@@ -9,9 +9,18 @@ import pytest
 import torch
 from pipeline import Pipeline, layer_scores
 
-from inflcli.influence import scoring
+from inflcli.influence import dense
 from inflcli.influence.cost import ModuleShape, Work, dense_cost
-from inflcli.influence.scoring import DenseQueries, WaitingGradients
+from inflcli.influence.dense import (
+    DenseQueries,
+    ExpandedQueries,
+    GradientQueries,
+    Gradients,
+    Scratch,
+    gradients_waiting,
+)
+from inflcli.influence.factored import FactoredQueries
+from inflcli.stages import scoring
 
 BATCHES = (3, 5, 1, 4, 20, 2)
 
@@ -25,32 +34,59 @@ def batches():
         yield rows, *(torch.randn(size, 6, width, dtype=torch.float64) for width in (7, 5))
 
 
-@pytest.mark.parametrize("count", [1, 16, 100, 160, 1000])
-def test_every_batch_is_scored_once(count):
-    queries = DenseQueries(torch.randn(count, 5, 7, dtype=torch.float64))
-    waiting, found, readings = WaitingGradients(queries), [], 0
-    expected = [queries.sequence_scores(a, g) for _, a, g in batches()]
-    for rows, a, g in batches():
-        scored = waiting.add(rows, a, g)
-        found += [scored] if scored else []
-    readings, last = len(found), waiting.flush(torch.float64)
-    found += [last] if last else []
-    assert waiting.flush(torch.float64) is None
-    scores = torch.full((sum(BATCHES), count), torch.nan, dtype=torch.float64)
-    for rows, part in found:
-        assert scores[rows].isnan().all()
-        scores[rows] = part
-    torch.testing.assert_close(scores, torch.cat(expected))
-    # 100 queries wait for 6 sequences, 160 for 10, 1,000 for 62.
-    assert readings == {1: 6, 16: 6, 100: 3, 160: 2, 1000: 0}[count]
+def made(kind: str, count: int) -> GradientQueries:
+    """Of 0 to 4 components, in no order, if they are of components."""
+    torch.manual_seed(1)
+    if kind == "held":
+        return DenseQueries(torch.randn(count, 5, 7, dtype=torch.float64))
+    owner = torch.arange(count).repeat_interleave(torch.randint(0, 5, (count,)))
+    left, right = (torch.randn(size, len(owner), dtype=torch.float64) for size in (5, 7))
+    return ExpandedQueries.of(FactoredQueries(left, right, owner, count))
+
+
+@pytest.mark.parametrize("waiting", [0, 1, 4, 10, 35, 100])
+@pytest.mark.parametrize(("kind", "count"), [("held", 3), ("expanded", 3), ("expanded", 300)])
+def test_every_sequence_is_scored_once(waiting, kind, count, monkeypatch):
+    """Blocks of queries and of their rows end anywhere, as do those of the sequences."""
+    monkeypatch.setattr(dense, "_BLOCK", 2 * dense._QUERIES * 7)
+    monkeypatch.setattr(dense, "_OUTPUTS", 1)
+    monkeypatch.setattr(dense, "_FORMED", 0)
+    queries = made(kind, count)
+    matrices = torch.empty(count, 5, 7, dtype=torch.float64)
+    queries.some(slice(0, count))(matrices, slice(0, 5))
+    scratch = Scratch.for_modules([queries.size], torch.float64, torch.device("cpu"))
+    gradients, found = Gradients(queries, scratch, waiting), []
+    for batch in batches():
+        found += gradients.add(*batch)
+    sizes = [len(rows) for rows, _ in found]
+    if waiting:
+        assert sizes == [waiting] * (sum(BATCHES) // waiting)
+    else:
+        assert sizes == [3, 5, 1, 4, *[8, 8, 4], 2]
+    found += gradients.flush(torch.float64)
+    assert not list(gradients.flush(torch.float64))
+    assert torch.cat([rows for rows, _ in found]).tolist() == list(range(sum(BATCHES)))
+    expected = [torch.einsum("btp,qpm,btm->bq", g, matrices, a) for _, a, g in batches()]
+    torch.testing.assert_close(torch.cat([part for _, part in found]), torch.cat(expected))
+
+
+def test_as_many_wait_as_are_worth_it():
+    assert gradients_waiting(1024, 16, 10**6) == 256
+    assert gradients_waiting(1024, 16, 100) == 100
+    assert gradients_waiting(1024, 256, 10**6) == 0
+    # A few wait for more, but for no more than there are queries.
+    assert gradients_waiting(128, 16, 256) == 64
+    assert gradients_waiting(20, 1, 256) == 20
+    assert gradients_waiting(16, 16, 256) == 0
 
 
 def test_waiting_is_in_the_predicted_cost():
-    """A sequence's share of the reading falls to that of a sixteenth of the queries."""
-    shape = ModuleShape(256, 256, 10**6)
-    work = Work(queries=1024, sequences=1, tokens=256, element=2, balance=1e6)
-    one, many = dense_cost(shape, work), dense_cost(shape, Work(1024, 64, 256, 2, 1e6))
-    assert one == many
+    """What a sequence pays for making the queries dense falls with those that wait."""
+    shape = ModuleShape(256, 256, 1024 * 32)
+    none, one, many = (dense_cost(shape, Work(1024, 1, n, 256, 2, 40.0)) for n in (0, 1, 256))
+    least = dense_cost(shape, Work(1024, 1, 10**9, 256, 2, 40.0))
+    assert none == one
+    assert (one - least) == pytest.approx(256 * (many - least), rel=1e-3)
 
 
 def test_a_scan_whose_gradients_wait(tiny_model, tiny_text, tiny_queries, tmp_path, monkeypatch):
@@ -59,8 +95,8 @@ def test_a_scan_whose_gradients_wait(tiny_model, tiny_text, tiny_queries, tmp_pa
     pipeline.prepare(tiny_text)
     pipeline.fit()
     pipeline.precondition(tiny_queries)
-    usual = layer_scores(pipeline.with_batches(2).scan("usual"))
-    for share in (3 / 5, 3 / 7, 3 / 1000):
-        monkeypatch.setattr(scoring, "QUERIES_A_GRADIENT", share)
-        found = layer_scores(pipeline.with_batches(2).scan(f"waiting-{share}"))
-        np.testing.assert_allclose(found, usual, rtol=1e-6, atol=1e-6)
+    usual = layer_scores(pipeline.with_batches(2).scan("usual", route="factored"))
+    for most in (0, 1, 3, 5, 64):
+        monkeypatch.setattr(scoring, "gradients_waiting", lambda *_, most=most: most)
+        scan = pipeline.with_batches(2).scan(f"waiting-{most}", route="dense")
+        np.testing.assert_allclose(layer_scores(scan), usual, rtol=1e-6, atol=1e-6)

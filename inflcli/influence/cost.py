@@ -7,11 +7,10 @@ The shapes of a batch are given, so the same choice comes out on every run.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from inflcli.influence.scoring import gradients_formed, scored_together
+from inflcli.influence.dense import GRAIN, gradients_formed
 
 BALANCE = {
     ("cpu", "exact"): 12.0,
@@ -22,10 +21,6 @@ BALANCE = {
 """MACs a byte, measured on CPUs with AMX; the rows for GPUs are from their data sheets."""
 _FLOAT = 4
 """Bytes of a number between two products, which are float32."""
-_FRESH = 5
-"""Memory written for the first time is that much slower, measured: its pages are cleared."""
-_CACHE = 16 << 20
-"""Bytes up to which what is written stays in the cache, and is not of new pages."""
 
 
 @dataclass(frozen=True)
@@ -44,35 +39,53 @@ class Work:
     queries: int
     sequences: float
     """Sequences a batch."""
+    waiting: int
+    """Sequences whose DW wait for each other; 0 if they do not."""
     tokens: float
     """Tokens a sequence."""
     element: int
     """Bytes of a number of a query, of DW, and of g L and a R."""
     balance: float
-    scanned: float = math.inf
-    """Tokens of the whole scan, over which what is done once is spread."""
     token_scores: bool = False
 
 
 def dense_cost(shape: ModuleShape, work: Work) -> float:
-    """Of the dense route: M P to form DW, Q M P / T to score it, and reading queries and DW.
+    """Of the dense route: M P to form DW, Q M P / T to score it, and writing and reading DW.
 
-    With token scores Q M P instead. Once, K M P to multiply factors out, and writing them.
+    With token scores Q M P instead. Beside it, what making the queries dense takes, spread over
+    what is then scored.
     """
     weights = shape.outputs * shape.inputs
-    once = (shape.columns or 0) * weights + _FRESH * work.balance * dense_bytes(shape, work)
-    spread = once / work.scanned if shape.columns is not None else 0.0
     if work.token_scores:
-        return work.queries * (weights + _FLOAT * work.balance * 2 * shape.inputs) + spread
-    # DW is written and read; the queries are read once for all the DW that is scored together.
-    formed = min(work.sequences, gradients_formed(shape.outputs, shape.inputs))
-    written = 1 if formed * weights * work.element <= _CACHE else _FRESH
-    moved = (written + 1) * work.element * weights / work.tokens
+        return _expansion(shape, work) + work.queries * (
+            weights + _FLOAT * work.balance * 2 * shape.inputs
+        )
+    moved = 2 * work.element * weights / work.tokens
     moved += _rounded(work) * (shape.outputs + shape.inputs)
-    together = scored_together(work.sequences, work.queries, shape.outputs, shape.inputs)
-    read = work.queries * weights * work.element / (together * work.tokens)
-    scored = max(work.queries * weights / work.tokens, work.balance * read)
-    return weights + scored + work.balance * moved + spread
+    scored = work.queries * weights / work.tokens
+    return weights + scored + work.balance * moved + _expansion(shape, work)
+
+
+def _expansion(shape: ModuleShape, work: Work) -> float:
+    """K M P to make the queries dense, which are then written and read."""
+    moved = 2 * work.element * work.queries * shape.outputs * shape.inputs
+    return _expansion_macs(shape, work) + work.balance * moved / _scored(shape, work)
+
+
+def _expansion_macs(shape: ModuleShape, work: Work) -> float:
+    if shape.columns is None:
+        return 0.0
+    columns = max(shape.columns, GRAIN * work.queries)
+    return columns * shape.outputs * shape.inputs / _scored(shape, work)
+
+
+def _scored(shape: ModuleShape, work: Work) -> float:
+    """Tokens that are scored for every time that the queries are made dense."""
+    sequences = work.sequences
+    if not work.token_scores:
+        formed = gradients_formed(shape.outputs, shape.inputs)
+        sequences = work.waiting or min(sequences, formed)
+    return sequences * work.tokens
 
 
 def factored_cost(shape: ModuleShape, work: Work) -> float:
@@ -88,7 +101,7 @@ def _rounded(work: Work) -> int:
 
 
 def route_macs(route: str, shape: ModuleShape, work: Work) -> float:
-    """MACs a token of a route's matrix products alone; what is done once is spread over the scan.
+    """MACs a token of a route's matrix products alone.
 
     The shared route is counted as a dense one, which it is at most.
     """
@@ -96,14 +109,14 @@ def route_macs(route: str, shape: ModuleShape, work: Work) -> float:
     if route == "factored":
         scored = columns * work.queries if work.token_scores else 0
         return columns * (shape.outputs + shape.inputs) + scored
-    once = columns * weights / work.scanned
     if work.token_scores:
-        return work.queries * weights + once
-    return weights + work.queries * weights / work.tokens + once
+        return work.queries * weights + _expansion_macs(shape, work)
+    return weights + work.queries * weights / work.tokens + _expansion_macs(shape, work)
 
 
-def dense_bytes(shape: ModuleShape, work: Work) -> int:
-    return work.queries * shape.outputs * shape.inputs * work.element
+def waiting_bytes(shape: ModuleShape, work: Work) -> float:
+    """Bytes of the DW that wait for each other."""
+    return 0.0 if work.token_scores else work.waiting * shape.outputs * shape.inputs * work.element
 
 
 def choose_routes(
@@ -111,8 +124,8 @@ def choose_routes(
 ) -> dict[str, str]:
     """`dense` or `factored` for every module; `forced` is auto or a route.
 
-    `memory` are the bytes that dense queries may take together: where not all fit, those that
-    save most a byte do. Queries stored dense have no other route.
+    `memory` are the bytes that gradients may take as they wait: where not all fit, those that save
+    most a byte do. Queries stored dense have no other route.
     """
     routes = {n: "dense" if s.columns is None else "factored" for n, s in shapes.items()}
     if forced != "auto":
@@ -121,9 +134,9 @@ def choose_routes(
     for name, shape in shapes.items():
         if shape.columns is not None:
             saved = factored_cost(shape, work) - dense_cost(shape, work)
-            gains.append((saved / dense_bytes(shape, work), name))
+            gains.append((saved / max(waiting_bytes(shape, work), 1.0), name))
     for gain, name in sorted(gains, reverse=True):
-        size = dense_bytes(shapes[name], work)
+        size = waiting_bytes(shapes[name], work)
         if gain > 0 and size <= left:
             routes[name], left = "dense", left - size
     return routes

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from inflcli.influence.scoring import DenseQueries, FactoredQueries, as_rows
+from inflcli.influence.dense import DenseQueries, ExpandedQueries
+from inflcli.influence.factored import FactoredQueries
+from inflcli.influence.rows import as_rows
 
 
 @dataclass(frozen=True)
@@ -27,10 +29,6 @@ class SharedQueries:
     cores: DenseQueries
     kept: float
     """Share of the queries' squared norm within the bases."""
-
-    @property
-    def count(self) -> int:
-        return self.cores.count
 
     def sequence_scores(self, a: Tensor, g: Tensor) -> Tensor:
         """[B, Q]. Cost: P k + M k' + k k' MACs a token, Q k k' a sequence."""
@@ -59,7 +57,8 @@ def share(queries: FactoredQueries, keep: float) -> SharedQueries:
     inner = right @ ((left.T @ left) * mine) @ right.T
     u, w = _leading(outer, keep), _leading(inner, keep)
     element = queries.left.dtype
-    small = FactoredQueries(u.T @ left, w.T @ right, queries.owner, queries.count).dense()
+    projected = FactoredQueries(u.T @ left, w.T @ right, queries.owner, queries.count)
+    small = ExpandedQueries.of(projected).dense()
     total = float(torch.trace(outer))
     kept = float(small.matrices.square().sum()) / total if total > 0 else 1.0
     return SharedQueries(

@@ -248,10 +248,11 @@ class Scan:
         held = torch.bfloat16 if self.config.precision == "fast" else element
         names = [module.name for module in self.modules]
         loaded = {name: load_queries(self.queries, name, held, device) for name in names}
+        work = self._work(held)
         if not self.routes:
             memory = budget(self.runtime.memory_gib, device)
             routes = pick_routes(
-                loaded, self.modules, self._work(held), memory=memory, forced=self.config.route
+                loaded, self.modules, work, memory=memory, forced=self.config.route
             )
             self.routes = self.ranks.broadcast(routes)
             if self.ranks.rank == 0:
@@ -261,13 +262,14 @@ class Scan:
         groups = {module.name: depth_group(module, self.modules) for module in self.modules}
         shape = (len(self.queries.ids), len(self.names))
         width = int(self.corpus.lengths.max()) if self.config.token_scores else None
-        return Scorer(queries, groups, shape, width, element, device)
+        return Scorer(queries, groups, shape, width, work.waiting, element, device)
 
     def _work(self, held: torch.dtype) -> Work:
         lengths = self.corpus.lengths[self.ids]
         return scan_work(
             lengths,
             len(plan_batches(self.ids, lengths, self.runtime.batch_size)),
+            chunk=min(self.config.chunk_size, len(lengths)),
             queries=len(self.queries.ids),
             device=self.model.device,
             precision=self.config.precision,

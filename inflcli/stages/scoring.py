@@ -13,7 +13,15 @@ from torch import Tensor
 from inflcli import console
 from inflcli.artifacts.queries import QueriesReader
 from inflcli.influence.cost import BALANCE, ModuleShape, Work, choose_routes
-from inflcli.influence.scoring import DenseQueries, FactoredQueries, WaitingGradients
+from inflcli.influence.dense import (
+    DenseQueries,
+    ExpandedQueries,
+    GradientQueries,
+    Gradients,
+    Scratch,
+    gradients_waiting,
+)
+from inflcli.influence.factored import FactoredQueries
 from inflcli.influence.shared import SharedQueries, share
 from inflcli.model.tracked import TrackedModule
 from inflcli.stages import common
@@ -21,7 +29,7 @@ from inflcli.stages import common
 _SHARED_KEEPS = 0.999
 """Share of the queries' squared norm that the bases of the shared route span."""
 
-Queries = DenseQueries | FactoredQueries | SharedQueries
+Queries = GradientQueries | FactoredQueries | SharedQueries
 
 
 @dataclass
@@ -34,8 +42,23 @@ class Scorer:
     """Q and G."""
     width: int | None
     """Positions a sequence; None leaves the token scores out."""
+    waiting: int
+    """Sequences whose gradients wait for each other, on the dense route; 0 if they do not."""
     element: torch.dtype
     device: torch.device
+
+    def __post_init__(self) -> None:
+        dense = {
+            name: queries
+            for name, queries in self.queries.items()
+            if isinstance(queries, GradientQueries) and self.width is None
+        }
+        dtype = next((queries.dtype for queries in dense.values()), self.element)
+        sizes = [queries.size for queries in dense.values()]
+        scratch = Scratch.for_modules(sizes, dtype, self.device)
+        self._gradients = {
+            name: Gradients(queries, scratch, self.waiting) for name, queries in dense.items()
+        }
 
     def begin(self, sequences: int) -> None:
         """Start a chunk of that many sequences; `end` ends it."""
@@ -44,11 +67,6 @@ class Scorer:
         self.tokens = None if self.width is None else self._zeros(sequences, self.width, queries)
         # Looked at once a chunk: a device is not made to wait after every module.
         self._finite: dict[str, Tensor] = {}
-        self._waiting = {
-            name: WaitingGradients(queries)
-            for name, queries in self.queries.items()
-            if isinstance(queries, DenseQueries)
-        }
 
     def place(self, rows: Tensor) -> None:
         """Say which sequences of the chunk the next batch holds."""
@@ -59,24 +77,23 @@ class Scorer:
         if self.tokens is not None:
             by_token = self.queries[name].token_scores(a, g)
             self.tokens[self._rows, : by_token.shape[1]] += by_token
-            self._add(name, (self._rows, by_token.sum(1)))
-        elif name in self._waiting:
-            self._add(name, self._waiting[name].add(self._rows, a, g))
+            self._add(name, self._rows, by_token.sum(1))
+        elif name in self._gradients:
+            for rows, scores in self._gradients[name].add(self._rows, a, g):
+                self._add(name, rows, scores)
         else:
-            self._add(name, (self._rows, self.queries[name].sequence_scores(a, g)))
+            self._add(name, self._rows, self.queries[name].sequence_scores(a, g))
 
     def end(self) -> None:
         """Score what waits. Raises NumericalFault naming a module whose scores are not finite."""
-        for name, waiting in self._waiting.items():
-            self._add(name, waiting.flush(self.element))
+        for name, gradients in self._gradients.items():
+            for rows, scores in gradients.flush(self.element):
+                self._add(name, rows, scores)
         for name, finite in self._finite.items():
             if not bool(finite):
                 raise common.not_finite("score", name)
 
-    def _add(self, name: str, found: tuple[Tensor, Tensor] | None) -> None:
-        if found is None:
-            return
-        rows, scores = found
+    def _add(self, name: str, rows: Tensor, scores: Tensor) -> None:
         self.layers[rows, :, self.groups[name]] += scores
         finite = torch.isfinite(scores).all()
         self._finite[name] = finite & self._finite.get(name, True)
@@ -93,7 +110,7 @@ def pick_routes(
     memory: float,
     forced: str,
 ) -> dict[str, str]:
-    """The route of every module; `memory` are the bytes that dense queries may take."""
+    """The route of every module; `memory` are the bytes that gradients may take as they wait."""
     shapes = {}
     for module in modules:
         queries = loaded[module.name]
@@ -106,6 +123,7 @@ def scan_work(
     lengths: NDArray[np.int32],
     batches: int,
     *,
+    chunk: int,
     queries: int,
     device: torch.device,
     precision: str,
@@ -114,15 +132,16 @@ def scan_work(
 ) -> Work:
     """What the routes are chosen for: a scan of sequences of these lengths, in so many batches.
 
-    `element` are the bytes of a number of a dense query.
+    Gradients wait within a `chunk` of sequences. `element` are the bytes of a number of a query.
     """
+    sequences = len(lengths) / batches
     return Work(
         queries=queries,
-        sequences=len(lengths) / batches,
+        sequences=sequences,
+        waiting=gradients_waiting(queries, sequences, chunk),
         tokens=float(lengths.mean()),
         element=element,
         balance=BALANCE["cpu" if device.type == "cpu" else "cuda", precision],
-        scanned=float(lengths.sum()),
         token_scores=token_scores,
     )
 
@@ -133,7 +152,7 @@ def on_route(queries: DenseQueries | FactoredQueries, route: str) -> Queries:
         return queries
     if route == "shared":
         return share(queries, _SHARED_KEEPS)
-    return queries.dense() if route == "dense" else queries.padded()
+    return ExpandedQueries.of(queries) if route == "dense" else queries.padded()
 
 
 def describe_routes(queries: Mapping[str, Queries], routes: Mapping[str, str]) -> None:

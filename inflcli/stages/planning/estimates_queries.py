@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from inflcli.influence.scoring import QUERIES_A_GRADIENT
 from inflcli.model.tracked import group_names
 from inflcli.stages.compression import FIRST_RANK, queries_a_chunk
 from inflcli.stages.planning import flops
@@ -105,14 +104,8 @@ def scan_bytes(task: Task, routed: Routed) -> float:
     scores = chunk * task.queries * groups
     if task.config.scan.token_scores:
         scores += chunk * task.queries * task.text.width
-    # Of the dense route where queries are many: DW that wait, and all of them joined.
-    waiting = 0.0
-    if task.queries // QUERIES_A_GRADIENT > routed.work.sequences:
-        dense = (s for n, s in routed.shapes.items() if routed.routes[n] == "dense")
-        weights = sum(shape.outputs * shape.inputs for shape in dense)
-        waiting = 2.0 * (task.queries // QUERIES_A_GRADIENT) * weights * task.product
     # Adding up, as float32 on the host, spread and transposed.
-    return max(routed.loaded, routed.held) + waiting + 4 * scores * task.element
+    return max(routed.loaded, routed.held) + 4 * scores * task.element
 
 
 def exact_bytes(task: Task, routed: Routed) -> float:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from inflcli.influence.cost import ModuleShape, Work, choose_routes, dense_bytes
+from inflcli.influence.cost import ModuleShape, Work, choose_routes, waiting_bytes
 from inflcli.model.batches import plan_batches
 from inflcli.model.tracked import TrackedModule, select_layers
 from inflcli.shapes import round_up
@@ -26,7 +26,7 @@ class Routed:
     loaded: float
     """Bytes of the queries as they are read from disk."""
     held: float
-    """Bytes of them as the routes want them."""
+    """Bytes of them as the routes want them, and of the gradients that wait for them."""
 
 
 def plan_routes(task: Task, columns: Mapping[str, float]) -> Routed:
@@ -43,17 +43,19 @@ def plan_routes(task: Task, columns: Mapping[str, float]) -> Routed:
     work = scan_work(
         lengths,
         len(plan_batches(np.arange(len(lengths)), lengths, task.batch_size)),
+        chunk=min(task.config.scan.chunk_size, task.text.count),
         queries=task.queries,
         device=task.device,
         precision=task.config.scan.precision,
         element=task.product,
         token_scores=task.config.scan.token_scores,
     )
-    work = replace(work, scanned=work.scanned * task.text.count / len(lengths))
     routes = choose_routes(shapes, work, memory=task.memory, forced=task.config.scan.route)
     loaded = {name: _loaded(shape, task) for name, shape in shapes.items()}
     held = {
-        name: dense_bytes(shapes[name], work) if route == "dense" else _padded(shapes[name], task)
+        name: loaded[name] + waiting_bytes(shapes[name], work)
+        if route == "dense"
+        else _padded(shapes[name], task)
         for name, route in routes.items()
     }
     return Routed(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -10,14 +11,15 @@ import torch
 from torch import Tensor
 
 from inflcli.influence.cost import ModuleShape
-from inflcli.influence.scoring import DenseQueries, FactoredQueries
+from inflcli.influence.dense import DenseQueries
+from inflcli.influence.factored import FactoredQueries
 from inflcli.model.batches import Batch
 from inflcli.model.labels import TrueLabels
 from inflcli.model.passes import Passes
 from inflcli.model.tracked import TrackedModule, depth_group, group_names
 from inflcli.stages.planning.estimates_queries import exact_bytes, scan_bytes
 from inflcli.stages.planning.flops import attribute_flops, scan_flops
-from inflcli.stages.planning.measure import measured
+from inflcli.stages.planning.measure import measured, now
 from inflcli.stages.planning.routes import Routed, plan_routes
 from inflcli.stages.planning.timing import Timed
 from inflcli.stages.scoring import Queries, Scorer, on_route
@@ -70,18 +72,31 @@ def _scan(timed: Timed, routed: Routed) -> None:
             groups,
             (task.queries, len(group_names(modules))),
             width,
+            routed.work.waiting,
             model.statistics_dtype,
             model.device,
         )
         scorer.begin(size)
 
+        ran = 0
+
         def run(batch: Batch) -> None:
+            nonlocal ran
+            ran += len(batch.ids)
             scorer.place(torch.arange(len(batch.ids)))
             passes.run(batch, [TrueLabels()], scorer.consume)
 
         seconds, reading = timed.passes("scan", plans, run)
+        # What waits is scored with the first batch, which the seconds leave out.
+        begun = now(model.device)
         scorer.end()
-    timed.speed["scan"] = scan_flops(task, routed, reading) / seconds
+        seconds += (now(model.device) - begun) * reading.sequences / ran
+    # The queries are made dense for as many sequences as came together.
+    waiting = routed.work.waiting
+    if waiting:
+        waiting = max(1, round(ran / math.ceil(ran / waiting)))
+    sample = replace(routed, work=replace(routed.work, waiting=waiting))
+    timed.speed["scan"] = scan_flops(task, sample, reading) / seconds
     timed.working["scan"] = max(0.0, found.growth - scan_bytes(task, routed))
 
 
