@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,8 @@ _SECONDS, _BATCHES = 8.0, 24
 """A kind of pass is timed for about so long, and on no more batches. Where they are quick, many
 show what malloc's gaps between blocks of changing sizes take; where they are slow, blocks are large
 and malloc keeps none."""
+_PATIENCE = 12
+"""For the sequences that are wanted, so many times longer than that at most."""
 
 
 @dataclass
@@ -53,11 +56,12 @@ class Timed:
         kind: str,
         plans: list[NDArray[np.int64]],
         run: Callable[[Batch], None],
-        about: float = _SECONDS,
+        fewest: int = 0,
     ) -> tuple[float, Reading]:
         """Run some batches, once the first has warmed up: their seconds, and what they read.
 
-        The first one compiles what a shape needs, and touches its memory for the first time.
+        The first one compiles what a shape needs, and touches its memory for the first time. With
+        `fewest`, all batches together are to be of so many sequences, or of all.
         """
         run(self.read_batch(plans[0]))
         seconds, reading = 0.0, Reading(0.0, 0.0, 0.0)
@@ -69,7 +73,10 @@ class Timed:
             taken = now(self.model.device) - begun
             if seconds == 0.0:
                 # Those that there is time for, spread over the rest, in their order.
-                more = min(int(about / taken), _BATCHES, len(plans) - 1) - 1
+                more = min(int(_SECONDS / taken), _BATCHES)
+                wanted = math.ceil(fewest / len(batch.ids)) - 1
+                more = max(more, min(wanted, int(_PATIENCE * _SECONDS / taken)))
+                more = min(more, len(plans) - 1) - 1
                 left = sorted({int(n) for n in np.linspace(2, len(plans) - 1, max(more, 0))})
             seconds += taken
             reading = Reading(

@@ -31,8 +31,10 @@ from inflcli.stages.statistics import CorrectedStatistics, CovarianceStatistics
 _DECOMPOSITION_SECONDS = 20.0
 """Layers are decomposed for about so long, and one of them for no longer than three times that."""
 _PROBE = 512
-_PASS_SECONDS = 32.0
-"""Longer than is needed for the time: what queries keep depends on how many sequences are in Λ."""
+_SEQUENCES = 256
+"""That are read: what queries keep depends on how many are in Λ. With the default compression it
+falls with their number n about as exp(-n / 150), to a little more than K-FAC's (the demo's model,
+16 to 600 sequences of 256 tokens; SmolLM2, 32 to 300 of 64), so that half of a fit tells little."""
 _NOISE_FALLS = 0.4
 """Of seven pairs of a small and a larger fit of the demo's model, the larger one's queries took 0.7
 to 1.4 times as many bytes, 2.1 times where the small one had 30 sequences. SmolLM2 lies between 0.3
@@ -74,7 +76,7 @@ def _covariance(timed: Timed, modules: list[TrackedModule]) -> tuple[CovarianceS
             statistics.begin(batch)
             passes.run(batch, labels, statistics.consume)
 
-        seconds, reading = timed.passes("covariance", timed.plans(task.fit_ids), run, _PASS_SECONDS)
+        seconds, reading = timed.passes("covariance", timed.plans(task.fit_ids), run, _SEQUENCES)
     timed.speed["covariance"] = covariance_flops(task, modules, reading) / seconds
     sums = sums_bytes(task, "covariance", modules, task.config.fit.blocks)
     timed.working["covariance"] = found.growth - sums
@@ -160,7 +162,7 @@ def _corrected(timed: Timed, modules: list[TrackedModule], some: list[TrackedMod
             statistics.begin(batch)
             passes.run(batch, labels, statistics.consume)
 
-        seconds, reading = timed.passes("corrected", timed.plans(task.fit_ids), run, _PASS_SECONDS)
+        seconds, reading = timed.passes("corrected", timed.plans(task.fit_ids), run, _SEQUENCES)
     timed.speed["corrected"] = corrected_flops(task, modules, reading) / seconds
     sums = task.element * sum(module.parameters for module in modules)
     timed.working["corrected"] = found.growth - sums - allocated
