@@ -172,6 +172,7 @@ class ScanConfig(StageConfig):
 @dataclass(frozen=True)
 class AttributeConfig(StageConfig):
     top_k: int = 20
+    counterfactual: bool = False
     dtype: str = "auto"
     shard: Shard | None = None
 
@@ -181,6 +182,7 @@ class ReportConfig(StageConfig):
     formats: tuple[str, ...] = field(default=("html",))
     top_k: int = 20
     dataset_size: int | None = None
+    skip_spurious: bool = False
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,8 @@ def make_run(
     *,
     filtered: bool = True,
     attributed: bool = True,
+    counterfactual: bool = False,
+    evenness: float = 0.1,
     seed: int = 0,
     top: int = TOP,
     seq_len: int = 40,
@@ -64,7 +66,7 @@ def make_run(
     """Write corpus, queries, scan and, if wanted, candidates and attribution to `folder`.
 
     The `top` sequences of both signs are kept, the first `top` of the corpus among them. The last
-    sequence is not scanned.
+    sequence is not scanned. With less `evenness`, fewer tokens carry a sequence's influence.
     """
     folder.mkdir(parents=True, exist_ok=True)
     text, query_file = folder / "documents.jsonl", folder / "queries.jsonl"
@@ -79,7 +81,7 @@ def make_run(
         _candidates(folder, draw)
     _scan(folder, draw, top)
     if attributed:
-        _attribution(folder, draw)
+        _attribution(folder, draw, counterfactual, evenness)
     return folder
 
 
@@ -183,7 +185,9 @@ def _scan(folder: Path, draw: np.random.Generator, top: int) -> None:
     writer.finish(counts={"sequences": count - 1, "queries": len(asked.ids)}, details=details)
 
 
-def _attribution(folder: Path, draw: np.random.Generator) -> None:
+def _attribution(
+    folder: Path, draw: np.random.Generator, counterfactual: bool, evenness: float
+) -> None:
     corpus, reader = CorpusReader.open(folder / "corpus"), scan.ScanReader.open(folder / "scan")
     inputs = {
         "model": _MODEL,
@@ -195,18 +199,37 @@ def _attribution(folder: Path, draw: np.random.Generator) -> None:
     ids, scores = reader.top()
     ids, scores = ids.reshape(len(ids), -1), scores.reshape(len(scores), -1)
     width = int(corpus.lengths.max())
-    group = attribution.create(writer.folder, reader.query_ids, MODULES, ids.shape[1], width)
+    group = attribution.create(
+        writer.folder,
+        reader.query_ids,
+        MODULES,
+        ids.shape[1],
+        width,
+        counterfactual=counterfactual,
+    )
     for query in range(len(ids)):
         parts: NDArray[np.float32] = np.zeros((ids.shape[1], len(MODULES), width), np.float32)
+        outputs, inputs = np.zeros((2, ids.shape[1], width), np.float32)
         for rank, sequence in enumerate(ids[query]):
             if sequence < 0:
                 continue
             last = max(int(corpus.lengths[sequence]) - 1, 1)  # the last token predicts nothing
-            share = draw.dirichlet(np.full(last * len(MODULES), 0.1)).reshape(len(MODULES), last)
+            share = draw.dirichlet(np.full(last * len(MODULES), evenness))
+            share = share.reshape(len(MODULES), last)
             parts[rank, :, :last] = share * scores[query, rank]
-        attribution.write(group, query, parts)
+            outputs[rank, :last] = parts[rank, :, :last].sum(0)[::-1]
+            if counterfactual:
+                inputs[rank, :last] = draw.standard_normal(last)
+        found = {"token_scores": parts}
+        if counterfactual:
+            found |= {attribution.OUTPUTS: outputs, attribution.INPUTS: inputs}
+        attribution.write(group, query, found)
     attribution.write_ranking(group, ids, scores)
-    details = {"worst_difference_from_scan": 1e-7, "dtype": "float32"}
+    details = {
+        "worst_difference_from_scan": 1e-7,
+        "counterfactual_error": 0.0,
+        "dtype": "float32",
+    }
     writer.finish(counts={"pairs": int((ids >= 0).sum())}, details=details)
 
 

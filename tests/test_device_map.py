@@ -6,12 +6,15 @@ CPU is said to have lies there while it does not run.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from commands import call, refuse
 from pipeline import CPU, Pipeline, scores
 
+from inflcli.artifacts.attribution import EFFECTS, AttributionReader
 from inflcli.model import parallel
 from inflcli.model.load import load_model
 
@@ -23,8 +26,15 @@ def whole(tiny_model, tiny_text, tiny_queries, tmp_path_factory) -> Pipeline:
     pipeline.fit()
     pipeline.precondition(tiny_queries)
     pipeline.scan()
-    pipeline.attribute()
+    pipeline.attribute(counterfactual=True)
     return pipeline
+
+
+def effects(folder: Path) -> np.ndarray:
+    """Both counterfactual attributions of all queries."""
+    reader = AttributionReader.open(folder)
+    queries = range(len(reader.sequences()))
+    return np.stack([reader.effects(name, query) for name in EFFECTS for query in queries])
 
 
 def test_the_whole_chain(whole, tiny_queries):
@@ -36,13 +46,16 @@ def test_the_whole_chain(whole, tiny_queries):
         ["fit-factors", *corpus, *exact],
         ["precondition", "--factors", run / "fit-factors", "--queries", tiny_queries, *exact],
         ["scan", "--queries", run / "precondition", *corpus, *exact],
-        ["attribute", "--queries", run / "precondition", *corpus, "--scan", run / "scan"],
-    ]
+        ["attribute", "--queries", run / "precondition", *corpus, "--scan", run / "scan",
+         "--counterfactual"],
+    ]  # fmt: skip
     for name, *options in stages:
         more = ["--rank", "full"] if name == "precondition" else []
         done = call(name, *shared, *options, *more, "--out", run / name)
         assert done.exit_code == 0, done.output
     assert np.allclose(scores(run / "scan"), scores(whole.run / "scan"), rtol=1e-6)
+    found, expected = effects(run / "attribute"), effects(whole.run / "attribution")
+    assert np.abs(found - expected).max() < 1e-6 * np.abs(expected).max()
 
 
 def test_layers_on_disk(whole, monkeypatch, tmp_path):
@@ -63,11 +76,15 @@ def test_layers_on_disk(whole, monkeypatch, tmp_path):
     from dataclasses import replace
 
     runtime = replace(CPU, placement="auto")
-    out = replace(whole, runtime=runtime).scan("offloaded")
+    offloaded = replace(whole, runtime=runtime)
+    out = offloaded.scan("offloaded")
     assert sum(value.is_meta for value in load_model(
         str(whole.model), device="cpu", dtype="float64", placement="auto"
     ).network.parameters()) > len(list(plain.parameters())) / 2  # fmt: skip
     assert np.allclose(scores(out), scores(whole.run / "scan"), rtol=1e-6)
+    expected = effects(whole.run / "attribution")
+    found = effects(offloaded.attribute("offloaded-attribution", counterfactual=True))
+    assert np.abs(found - expected).max() < 1e-6 * np.abs(expected).max()
 
 
 def test_accelerate_is_asked_for(whole, monkeypatch):

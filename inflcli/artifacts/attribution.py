@@ -1,12 +1,15 @@
 """Attributions: `token_scores` [query, rank, module, token] of the top sequences of each query.
 
+Where they were asked for, two counterfactual attributions besides, `output_tokens` and
+`input_tokens` [query, rank, token] (see `model.direction`).
+
 Ranks 0..k-1 are the most positive sequences, k..2k-1 the most negative, strongest first.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +22,17 @@ from inflcli.artifacts import groups
 from inflcli.artifacts.folder import Artifact
 from inflcli.artifacts.groups import ArraySpec
 
+OUTPUTS, INPUTS = EFFECTS = ("output_tokens", "input_tokens")
+
 
 def create(
-    folder: Path, query_ids: list[str], modules: list[dict[str, Any]], ranks: int, tokens: int
+    folder: Path,
+    query_ids: list[str],
+    modules: list[dict[str, Any]],
+    ranks: int,
+    tokens: int,
+    *,
+    counterfactual: bool,
 ) -> zarr.Group:
     """Open the group for writing; `ranks` counts both signs."""
     queries, names = len(query_ids), [module["name"] for module in modules]
@@ -36,6 +47,10 @@ def create(
         "sequences": ArraySpec((queries, ranks), (queries, ranks), "int64", pair, -1),
         "scores": ArraySpec((queries, ranks), (queries, ranks), "float32", pair, np.nan),
     }
+    if counterfactual:
+        shape = (queries, ranks, tokens)
+        spec = ArraySpec(shape, (1, *shape[1:]), "float32", (*pair, "token"))
+        arrays |= dict.fromkeys(EFFECTS, spec)
     attributes = {
         "query_ids": query_ids,
         "modules": modules,
@@ -53,20 +68,23 @@ def write_ranking(
     groups.array(group, "scores")[...] = scores
 
 
-def write(group: zarr.Group, query: int, token_scores: NDArray[np.float32]) -> None:
-    """Write one query: token_scores [ranks, module, token]."""
-    groups.array(group, "token_scores")[query] = token_scores
+def write(group: zarr.Group, query: int, arrays: Mapping[str, NDArray[np.float32]]) -> None:
+    """Write one query: its `token_scores` [ranks, module, token], and any of `EFFECTS`."""
+    for name, values in arrays.items():
+        groups.array(group, name)[query] = values
 
 
 def query_files(folder: Path, query: int | str) -> list[Path]:
     """The files that `write` makes for a query; `*` for all of them."""
-    return list(folder.glob(f"token_scores/c/{query}/0/0/0"))
+    patterns = [f"token_scores/c/{query}/0/0/0", *(f"{name}/c/{query}/0/0" for name in EFFECTS)]
+    return [path for pattern in patterns for path in folder.glob(pattern)]
 
 
 def queries_in(files: Iterable[str]) -> set[int]:
-    """The queries whose token scores files, by their relative paths, hold."""
-    found = (re.fullmatch(r"token_scores/c/(\d+)/0/0/0", name) for name in files)
-    return {int(match[1]) for match in found if match}
+    """The queries of which files, by their relative paths, hold something."""
+    pattern = rf"(?:token_scores/c/(\d+)/0/0/0|(?:{'|'.join(EFFECTS)})/c/(\d+)/0/0)"
+    found = (re.fullmatch(pattern, name) for name in files)
+    return {int(match[1] or match[2]) for match in found if match}
 
 
 @dataclass(frozen=True)
@@ -101,3 +119,7 @@ class AttributionReader:
     def token_scores(self, query: int) -> NDArray[np.float32]:
         """[ranks, module, token] of one query."""
         return groups.read(self.group, "token_scores", query)
+
+    def effects(self, name: str, query: int) -> NDArray[np.float32] | None:
+        """[ranks, token] of one query, of one of `EFFECTS`; None if it was not asked for."""
+        return groups.read(self.group, name, query) if name in self.group else None

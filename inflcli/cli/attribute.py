@@ -23,6 +23,14 @@ def command(
     top_k: Annotated[
         int, typer.Option("--top-k", min=1, help="Sequences of each sign per query.")
     ] = 20,
+    counterfactual: Annotated[
+        bool,
+        typer.Option(
+            "--counterfactual",
+            help="Two more attributions by token: of each output token by itself, and of each "
+            "input token's embedding. Six times the time.",
+        ),
+    ] = False,
     shard: common.ShardOption = None,
     device: common.Device = "auto",
     device_map: common.DeviceMap = None,
@@ -41,7 +49,10 @@ def command(
     """
     common.start(quiet=quiet, verbose=verbose, debug=debug)
     config = AttributeConfig(
-        top_k=top_k, dtype=common.choice("dtype", dtype, DTYPES), shard=common.shard(shard)
+        top_k=top_k,
+        counterfactual=counterfactual,
+        dtype=common.choice("dtype", dtype, DTYPES),
+        shard=common.shard(shard),
     )
     out = config.shard.folder(out) if config.shard else out
     runtime = common.runtime(

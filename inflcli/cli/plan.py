@@ -100,6 +100,10 @@ def command(
     top_k: Annotated[
         int, typer.Option("--top-k", min=1, help="Of attribute: sequences of each sign per query.")
     ] = 20,
+    counterfactual: Annotated[
+        bool,
+        typer.Option("--counterfactual", help="Of attribute: two more attributions by token."),
+    ] = False,
     shards: Annotated[
         int,
         typer.Option(
@@ -155,7 +159,7 @@ def command(
             layers=layers,
             token_scores=token_scores,
         ),
-        attribute=AttributeConfig(top_k=top_k),
+        attribute=AttributeConfig(top_k=top_k, counterfactual=counterfactual),
         sequences=sequences,
         seq_len=seq_len,
         n_queries=n_queries,

@@ -111,6 +111,10 @@ class DenseQueries(GradientQueries):
     def some(self, queries: slice) -> Write:
         return lambda block, outputs: block.copy_(self.matrices[queries, outputs])
 
+    def outputs(self, a: Tensor) -> Tensor:
+        """V a [..., P] of the only query, for a [..., M]. Cost: M P MACs a row."""
+        return a @ self.matrices[0].T
+
     def select(self, query: int) -> DenseQueries:
         """One query alone."""
         return DenseQueries(self.matrices[query : query + 1])

@@ -46,6 +46,10 @@ class FactoredQueries:
         shape = a.shape[:2]
         return reduce(Tensor.add_, found)[: shape.numel()].unflatten(0, shape)
 
+    def outputs(self, a: Tensor) -> Tensor:
+        """V a [..., P] of the only query, for a [..., M]. Cost: K (M + P) MACs a row."""
+        return (a @ self.right) @ self.left.T
+
     def padded(self) -> FactoredQueries:
         """With some more columns, which are zero, so that modules share a few K.
 

@@ -70,20 +70,20 @@ class Passes:
             return [self.run(batch, [kind], consume) for kind in labels][-1]
         capture = Capture(self.model.network, self.modules, at_precision, batch.tokens.shape)
         with torch.enable_grad(), capture:
-            top = self._forward(batch.tokens)
+            top = self.forward(batch.tokens)
             for number, kind in enumerate(labels):
                 again = number + 1 < len(labels)
                 capture.keep_inputs = again
-                gradient, log_p = self._gradient_at_top(top.detach(), batch, kind)
+                gradient, log_p = self.gradient_at_top(top.detach(), batch, kind)
                 top.backward(gradient, retain_graph=again)
         return log_p
 
     def log_probabilities(self, batch: Batch, labels: Labels) -> Tensor:
         """Forward only: log p of every predicted token, [B, T]."""
         with torch.no_grad():
-            return self._gradient_at_top(self._forward(batch.tokens), batch, labels)[1]
+            return self.gradient_at_top(self.forward(batch.tokens), batch, labels)[1]
 
-    def _forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor) -> Tensor:
         """Hidden states before the head [B, T, D], or the logits [B, T, V] without a plain head."""
         network = self.model.network
         if self.head is None:
@@ -92,7 +92,7 @@ class Passes:
             network(input_ids=tokens, use_cache=False)
         return hidden[0]
 
-    def _gradient_at_top(self, top: Tensor, batch: Batch, labels: Labels) -> tuple[Tensor, Tensor]:
+    def gradient_at_top(self, top: Tensor, batch: Batch, labels: Labels) -> tuple[Tensor, Tensor]:
         """d(sum log p)/d(top), zero where nothing is predicted, and log p [B, T]."""
         flat = top.reshape(-1, top.shape[-1])
         rows = batch.rows.to(flat.device)

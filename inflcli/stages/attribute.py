@@ -23,6 +23,7 @@ from inflcli.artifacts.writer import ArtifactWriter
 from inflcli.config import AttributeConfig, Runtime
 from inflcli.errors import NumericalFault
 from inflcli.model.batches import plan_batches, read_batches
+from inflcli.model.direction import effects
 from inflcli.model.labels import TrueLabels
 from inflcli.model.load import LoadedModel, dtype_name, identify
 from inflcli.model.passes import Passes
@@ -45,11 +46,12 @@ def attribute(
     config: AttributeConfig,
     runtime: Runtime,
 ) -> dict[str, Any]:
-    """Token × module influences (Eqs. 30, 31) of the top `top_k` sequences of both signs.
+    """Token × module influences (Eqs. 30, 31) of the top `top_k` sequences of both signs, and,
+    if asked for, the counterfactual ones of output and input tokens (Eqs. 36, 38).
 
-    Their sum over tokens and modules is the scan's score; a difference beyond rounding raises
-    NumericalFault. Cost: one pass over each
-    query's top sequences. Raises StaleArtifact.
+    The sum of the first over tokens and modules is the scan's score, and that of the output tokens;
+    a difference beyond rounding raises NumericalFault. Cost: one pass over each query's top
+    sequences; five more. Raises StaleArtifact.
     """
     reader, wanted, scanned = (
         CorpusReader.open(corpus),
@@ -90,6 +92,7 @@ def _salvaged(manifest: Manifest, damaged: Collection[str]) -> dict[str, Any]:
     return {
         "done": sorted(queries),
         "worst": manifest.details["worst_difference_from_scan"],
+        "error": manifest.details.get("counterfactual_error", 0.0),
     }
 
 
@@ -128,6 +131,7 @@ class Attribute:
             [asdict(module) for module in self.modules],
             self.ids.shape[1],
             width,
+            counterfactual=self.config.counterfactual,
         )
         element = self.model.statistics_dtype
         matrices = {
@@ -142,29 +146,47 @@ class Attribute:
             store.write_ranking(group, self.ids, self.expected)
         done: list[int] = self.writer.progress.get("done", [])
         worst = self.writer.progress.get("worst", 0.0)
+        error = self.writer.progress.get("error", 0.0)
         with console.progress("attribute", len(mine), done=len(done), unit="queries") as meter:
             for query in (one for one in mine if one not in done):
                 only = {name: entry.select(query) for name, entry in matrices.items()}
-                scores = self._query(passes, only, query, width)
-                worst = max(worst, self._check(query, scores))
+                found, off = self._query(passes, only, query, width)
+                error = max(error, off)
+                worst = max(worst, self._check(query, found["token_scores"], 0.0))
+                if self.config.counterfactual:
+                    self._check(query, found[store.OUTPUTS], off)
                 with write_errors(self.writer.folder):
-                    store.write(group, query, scores)
+                    store.write(group, query, found)
                 done = [*done, query]
                 written = store.query_files(self.writer.folder, query)
-                self.writer.commit({"done": done, "worst": worst}, written)
+                self.writer.commit({"done": done, "worst": worst, "error": error}, written)
                 meter.advance(1)
         ids = self.ids[mine]
         pairs = int((ids >= 0).sum())
         counts = {"pairs": pairs, "sequences": len(np.unique(ids[ids >= 0]))}
-        details = {"worst_difference_from_scan": worst, "dtype": self.config.dtype}
+        details = {
+            "worst_difference_from_scan": worst,
+            "counterfactual_error": error,
+            "dtype": self.config.dtype,
+        }
         return self.writer.finish(counts=counts, details=details)
 
     def _query(
         self, passes: Passes, matrices: dict[str, Any], query: int, width: int
-    ) -> NDArray[np.float32]:
-        """Token scores [ranks, module, token] of one query's sequences."""
-        ranks = self.ids[query]
+    ) -> tuple[dict[str, NDArray[np.float32]], float]:
+        """The arrays of one query's sequences, and how far off the counterfactual ones are."""
+        ranks, element = self.ids[query], self.model.statistics_dtype
         found = np.zeros((len(ranks), len(self.modules), width), np.float32)
+        by_token = {
+            name: np.zeros((len(ranks), width), np.float32)
+            for name in store.EFFECTS
+            if self.config.counterfactual
+        }
+        error = 0.0
+
+        def push(module: TrackedModule, a: Tensor) -> Tensor:
+            return matrices[module.name].outputs(a.to(self.model.device, element)).to(a)
+
         distinct = np.unique(ranks[ranks >= 0])
         plans = plan_batches(distinct, self.corpus.lengths[distinct], self.runtime.batch_size)
         for batch in read_batches(plans, self.corpus.take, self.corpus.lengths, self.model.device):
@@ -173,7 +195,6 @@ class Attribute:
             def consume(
                 module: TrackedModule, a: Tensor, g: Tensor, rows: list[Any] = rows
             ) -> None:
-                element = self.model.statistics_dtype
                 tokens = matrices[module.name].token_scores(a.to(element), g.to(element))
                 values = tokens[..., 0].float().cpu().numpy()
                 place = self.places[module.name]
@@ -182,20 +203,30 @@ class Attribute:
 
             if batch.count:
                 passes.run(batch, [TrueLabels()], consume)
-        return found
+            if batch.count and self.config.counterfactual:
+                effect = effects(passes, batch, push)
+                error = max(error, effect.error)
+                for name, values in zip(
+                    store.EFFECTS, (effect.outputs, effect.inputs), strict=True
+                ):
+                    for row, value in zip(rows, values.float().cpu().numpy(), strict=True):
+                        by_token[name][row, : len(value)] = value
+        return {"token_scores": found, **by_token}, error
 
-    def _check(self, query: int, scores: NDArray[np.float32]) -> float:
-        """Compare with the scan. Returns the largest relative difference."""
+    def _check(self, query: int, scores: NDArray[np.float32], error: float) -> float:
+        """Compare the sums of what is [ranks, ...] with the scan, up to rounding and an error.
+        Returns the largest relative difference."""
         ranked = self.ids[query] >= 0
-        sums = scores[ranked].sum((1, 2), dtype=np.float64)
-        scale = np.abs(scores[ranked]).sum((1, 2), dtype=np.float64) + 1e-30
+        parts = scores[ranked].reshape(int(ranked.sum()), -1)
+        sums = parts.sum(1, dtype=np.float64)
+        scale = np.abs(parts).sum(1, dtype=np.float64) + 1e-30
         off = np.abs(sums - self.expected[query][ranked]) / scale
         worst = float(off.max(initial=0.0))
         scanned = self.scan.artifact.manifest.config
         types = [self.config.dtype, scanned["dtype"]]
         if scanned["precision"] == "fast":
             types.append("fast")
-        if worst > max(_TOLERANCE[name] for name in types):
+        if worst > error + max(_TOLERANCE[name] for name in types):
             raise NumericalFault(
                 f"token influences of query {self.queries.ids[query]!r} do not add up to the "
                 f"scan's score (off by {worst:.1e})",

@@ -80,9 +80,11 @@ def _scans(writer: ArtifactWriter, shards: Shards) -> Artifact:
 def _attributions(writer: ArtifactWriter, shards: Shards) -> Artifact:
     readers = [attribution.AttributionReader.open(o.path, shard=True) for o in shards.artifacts]
     group = readers[0].create_alike(writer.folder)
-    ids, worst = readers[0].sequences(), 0.0
+    ids, worst, error = readers[0].sequences(), 0.0, 0.0
     for reader in readers:
-        worst = max(worst, reader.artifact.manifest.details["worst_difference_from_scan"])
+        found = reader.artifact.manifest.details
+        worst = max(worst, found["worst_difference_from_scan"])
+        error = max(error, found.get("counterfactual_error", 0.0))
         _copy(reader.artifact.path, writer, attribution.query_files(reader.artifact.path, "*"))
     with files.write_errors(writer.folder):
         attribution.write_ranking(group, ids, readers[0].scores())
@@ -90,7 +92,8 @@ def _attributions(writer: ArtifactWriter, shards: Shards) -> Artifact:
         "pairs": int((ids >= 0).sum()),
         "sequences": len(np.unique(ids[ids >= 0])),
     }
-    details = {**shards.details, "worst_difference_from_scan": worst}
+    measured = {"worst_difference_from_scan": worst, "counterfactual_error": error}
+    details = {**shards.details, **measured}
     return writer.finish(counts=counts, details=details)
 
 

@@ -120,7 +120,7 @@ def attribute(task: Task, rates: Rates, routed: Routed) -> Estimate:
     pairs = task.queries * found
     reading = Reading(pairs, pairs * length, pairs * (length - 1))
     work = flops.attribute_flops(task, routed, reading)
-    numbers = pairs * len(routed.modules)
+    numbers = pairs * (len(routed.modules) + (2 if task.config.attribute.counterfactual else 0))
     disk = _COMPRESSED * 4 * numbers * length + 4000 + 200 * len(routed.modules)
     parts = {
         "start": rates.start,

@@ -12,6 +12,10 @@ from inflcli.stages.planning.rates import most_columns
 from inflcli.stages.planning.routes import Routed
 from inflcli.stages.planning.task import Reading, Task
 
+_COUNTERFACTUAL = 4.7
+"""Passes that the counterfactual attributions take besides, by time, on the demo's model; 5.9 by
+differences."""
+
 
 def covariance_flops(task: Task, modules: list[TrackedModule], reading: Reading) -> float:
     """Of the first pass of a fit: the model's, and the sums A, once, and S, for each label."""
@@ -73,7 +77,8 @@ def attribute_flops(task: Task, routed: Routed, reading: Reading) -> float:
             scores += shape.outputs * shape.inputs
         else:
             scores += shape.columns / task.queries * size
-    return reading.positions * (task.outline.pass_flops(routed.modules, 1) + 2 * scores)
+    passes = 1.0 + (_COUNTERFACTUAL if task.config.attribute.counterfactual else 0.0)
+    return reading.positions * (passes * task.outline.pass_flops(routed.modules, 1) + 2 * scores)
 
 
 def _labels(task: Task) -> int:

@@ -14,6 +14,7 @@ from inflcli.influence.cost import ModuleShape
 from inflcli.influence.dense import DenseQueries
 from inflcli.influence.factored import FactoredQueries
 from inflcli.model.batches import Batch
+from inflcli.model.direction import effects
 from inflcli.model.labels import TrueLabels
 from inflcli.model.passes import Passes
 from inflcli.model.tracked import TrackedModule, depth_group, group_names
@@ -115,8 +116,13 @@ def _attribute(timed: Timed, routed: Routed) -> None:
         def consume(module: TrackedModule, a: Tensor, g: Tensor) -> None:
             one[module.name].token_scores(a.to(element), g.to(element))[..., 0].float().cpu()
 
+        def push(module: TrackedModule, a: Tensor) -> Tensor:
+            return one[module.name].outputs(a.to(element)).to(a.dtype)
+
         def run(batch: Batch) -> None:
             passes.run(batch, [TrueLabels()], consume)
+            if task.config.attribute.counterfactual:
+                effects(passes, batch, push)
 
         seconds, reading = timed.passes("attribute", timed.plans(np.unique(spread)), run)
     timed.speed["attribute"] = attribute_flops(task, routed, reading) / seconds
