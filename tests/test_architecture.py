@@ -13,7 +13,7 @@ import pytest
 import inflcli
 
 ROOT = Path(inflcli.__file__).parent
-PURE = ("ekfac", "influence", "retrieval")
+PURE = ("ekfac", "influence", "retrieval", "statistics")
 PURE_MAY_IMPORT = {
     "abc",
     "torch",
@@ -32,7 +32,7 @@ LAYERS: dict[str, set[str]] = {
     "cli": {"stages", "config", "errors", "console", "report", "distributed"},
     "stages": {
         "artifacts", "config", "console", "corpus", "distributed", "ekfac", "errors", "influence",
-        "model", "report", "retrieval", "shapes",
+        "model", "report", "retrieval", "shapes", "statistics",
     },
     "model": {"artifacts", "distributed", "errors", "shapes"},
     "corpus": {"artifacts", "errors"},

@@ -62,7 +62,7 @@ def test_every_option_has_a_help_text(module):
     command = typer.main.get_command(app).commands[module.NAME]
     options = [option for option in command.params if option.name != "help"]
     assert {"overwrite", "quiet", "debug", "as_json"} <= {o.name for o in options} | (
-        {"overwrite"} if module.NAME in ("status", "plan") else set()
+        {"overwrite"} if module.NAME in ("status", "plan", "compare") else set()
     )
     # Wide, so that no word is broken at the edge of the table.
     page = CliRunner().invoke(app, [module.NAME, "--help"], env={"COLUMNS": "400"}).output

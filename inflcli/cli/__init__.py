@@ -10,6 +10,7 @@ import typer
 from inflcli import __version__, distributed
 from inflcli.cli import (
     attribute,
+    compare,
     fit_factors,
     merge,
     plan,
@@ -45,6 +46,7 @@ COMMANDS = (
     merge,
     plan,
     status,
+    compare,
 )
 for module in COMMANDS:
     shape = getattr(module, "CLASS", None)
