@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from report_fixtures import GROUPS, TOP, make_run, read_json_lines
+from report_fixtures import GROUPS, TOP, documents, make_run, read_json_lines
 
+from inflcli.artifacts.attribution import EFFECTS, OUTPUTS, AttributionReader
 from inflcli.artifacts.candidates import CandidateReader
 from inflcli.artifacts.corpus import CorpusReader
 from inflcli.artifacts.queries import QueriesReader
@@ -140,7 +141,109 @@ def test_page_and_json_lines_say_the_same(out: Path, view: RunView) -> None:
     for line, entry in zip(lines, entries, strict=True):
         assert line["sequence"] == entry["n"]
         assert line["score"] == pytest.approx(entry["score"], rel=1e-3)
-        told = [steps * entry["unit"] for steps in entry["w"]]
+        packed = entry["w"]["tokens"]
+        told = [steps * packed["unit"] for steps in packed["steps"]]
         strongest = max(map(abs, line["influence"]))
         assert line["influence"] == pytest.approx(told, abs=1e-4 * strongest)
         assert line["nats"] == pytest.approx(entry["nats"], rel=1e-3)
+
+
+def test_counterfactual_attributions_are_shown_as_they_are(
+    tmp_path: Path, tiny_tokenizer: Path
+) -> None:
+    run = make_run(tmp_path / "run", tiny_tokenizer, counterfactual=True)
+    report(run, run / "report", ReportConfig(("html", "jsonl"), 20, None), Runtime())
+    reader = AttributionReader.open(run / "attribution")
+    view = report(run, None, ReportConfig(("terminal",), 20, None), Runtime()).view
+    assert view is not None
+    assert list(view.shadings) == ["tokens", *EFFECTS]
+    lines = [
+        line
+        for line in read_json_lines(run / "report" / "report.jsonl")
+        if line["kind"] == "sequence"
+    ]
+    shown = _all(view)
+    assert len(lines) == len(shown) > 0
+    for line, (number, sequence) in zip(lines, shown, strict=True):
+        rank = np.flatnonzero(reader.sequences()[number] == sequence.text.sequence)[0]
+        length = sum(sequence.text.token_counts)
+        for name in EFFECTS:
+            stored = reader.effects(name, number)[rank, :length]
+            assert sum(sequence.effects[name]) == pytest.approx(float(stored.sum()), rel=1e-4)
+            assert np.abs(stored).max() > 0
+            assert line[name] == list(sequence.effects[name])
+        assert sum(sequence.effects[OUTPUTS]) == pytest.approx(sequence.score, rel=1e-4)
+    page = (run / "report" / "index.html").read_text()
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)
+    assert found is not None
+    data = json.loads(found[1])
+    for query, told in zip(view.queries, data["queries"], strict=True):
+        assert told["strongest"] == {name: query.strongest(name) for name in view.shadings}
+        for sequence, entry in zip(query.positive, told["positive"], strict=True):
+            for name in view.shadings:
+                packed, values = entry["w"][name], sequence.shadings[name]
+                steps = np.array(packed["steps"]) * packed["unit"]
+                assert np.abs(steps - values).max() <= packed["unit"]
+
+
+def test_what_few_tokens_carry_is_marked_and_can_be_skipped(
+    tmp_path: Path, tiny_tokenizer: Path
+) -> None:
+    """By ‖·‖₂ / ‖·‖₁ > 2/3, recomputed here from the artifact."""
+    run = make_run(tmp_path / "run", tiny_tokenizer, evenness=0.02)
+    reader = AttributionReader.open(run / "attribution")
+    scan = ScanReader.open(run / "scan")
+
+    def shown(**settings: bool) -> dict[tuple[int, int], SequenceView]:
+        config = ReportConfig(("terminal",), 3, None, **settings)
+        view = report(run, None, config, Runtime()).view
+        assert view is not None
+        return {(number, one.text.sequence): one for number, one in _all(view)}
+
+    flagged = set()
+    for query, sequences in enumerate(reader.sequences()):
+        by_token = reader.token_scores(query).sum(axis=1, dtype=np.float64)
+        for sequence, values in zip(sequences.tolist(), by_token, strict=True):
+            size = np.abs(values).sum()
+            if sequence >= 0 and np.sqrt((values**2).sum()) > 2 / 3 * size:
+                flagged.add((query, sequence))
+    usual, fewer = shown(), shown(skip_spurious=True)
+    assert {key for key, one in usual.items() if one.spurious} == flagged & set(usual)
+    assert flagged & set(usual) and set(usual) - flagged
+    assert not flagged & set(fewer)
+    # Those that are left keep their ranks, and others move up into view.
+    assert set(fewer) - set(usual)
+    for query, sequence in fewer:
+        scores = scan.scores(query)
+        one = fewer[query, sequence]
+        better = (scores > one.score).sum() if one.sign > 0 else (scores < one.score).sum()
+        assert one.rank == better + 1
+
+
+def test_the_distribution_is_that_of_all_scores(tmp_path: Path, tiny_tokenizer: Path) -> None:
+    run = make_run(tmp_path / "run", tiny_tokenizer, documents(400), top=100)
+    view = report(run, None, ReportConfig(("terminal",), 5, None), Runtime()).view
+    assert view is not None
+    scan, candidates = ScanReader.open(run / "scan"), CandidateReader.open(run / "candidates")
+    for number, query in enumerate(view.queries):
+        scores = scan.scores(number).astype(np.float64)
+        known = scores[~np.isnan(scores)]
+        positive = np.sort(known[known > 0])
+        found = query.distribution
+        assert found is not None
+        assert found.scanned == len(known)
+        assert found.survival[0] == (positive[-1], 1)
+        assert all(count == (positive >= score).sum() for score, count in found.survival)
+        for share, part in found.concentration:
+            whole = positive[::-1][: int(share * len(known))].sum()
+            assert whole - 1e-2 * positive.sum() <= part * positive.sum()
+            assert part * positive.sum() <= whole + positive[-1]
+        assert found.tail is not None
+        assert found.tail.x_min == positive[-50]
+        assert found.tail.count == 50
+        law = 1 + 50 / np.log(positive[-50:] / positive[-50]).sum()
+        assert found.tail.alpha == pytest.approx(law)
+        assert len(found.tail.rivals) == 6
+        # Five candidates a query, one of them none: fewer than the ten that are compared.
+        assert (candidates.ids[number] >= 0).sum() < 10
+        assert found.effort is None

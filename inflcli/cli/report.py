@@ -51,6 +51,13 @@ def command(
             help="Sequences that the model was trained on: shows scores in nats, too.",
         ),
     ] = None,
+    skip_spurious: Annotated[
+        bool,
+        typer.Option(
+            "--skip-spurious",
+            help="Leave out sequences that one token or two carry, which are marked otherwise.",
+        ),
+    ] = False,
     tokenizer: Annotated[
         str | None,
         typer.Option("--tokenizer", help="The corpus's tokenizer, if it has moved."),
@@ -72,7 +79,7 @@ def command(
         raise BadInput("--json and --format terminal both write to stdout", "choose one")
     if out is None and set(wanted) != {"terminal"}:
         raise BadInput("--out is missing", "only --format terminal alone goes without it")
-    config = ReportConfig(wanted, top_k or _TOP_K, dataset_size)
+    config = ReportConfig(wanted, top_k or _TOP_K, dataset_size, skip_spurious)
     from inflcli.stages.report import report
 
     done = report(run, out, config, common.runtime(overwrite=overwrite), tokenizer)

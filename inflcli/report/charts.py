@@ -10,10 +10,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from inflcli.report.model import Histogram, LayerProfile, SequenceView
+from inflcli.report.model import Distribution, Histogram, LayerProfile, SequenceView
 
 HEIGHT = 132
 """Pixels of the histogram's plot, without its axis."""
+_DEEPEST = 1e-3
+"""Scores of the survival function, as a share of the highest."""
 _FLOOR = 0.6
 """The count at which a bar would have no height: one sequence must still be seen."""
 
@@ -47,6 +49,18 @@ class HistogramChart:
     zero: float
     shown: Sequence[Tick]
     """Where the sequences of the page lie."""
+
+
+@dataclass(frozen=True)
+class SurvivalChart:
+    """How many sequences score at least so high, both on logarithmic axes."""
+
+    points: Sequence[tuple[float, float]]
+    """Per cent along x, pixels from the bottom along y."""
+    line: tuple[float, float, float, float] | None
+    """The fitted power law, from its x_min on: both ends."""
+    x_ticks: Sequence[Tick]
+    y_ticks: Sequence[Tick]
 
 
 @dataclass(frozen=True)
@@ -100,7 +114,40 @@ def histogram_chart(histogram: Histogram, shown: Sequence[SequenceView]) -> Hist
     )
 
 
-def _height(count: int, top: int) -> float:
+def survival_chart(distribution: Distribution) -> SurvivalChart:
+    """The scores that reach down to a thousandth of the highest."""
+    highest = distribution.survival[0][0]
+    points = [(v, n) for v, n in distribution.survival if v >= highest * _DEEPEST]
+    low, high = points[-1][0], highest
+    span = math.log(high / low) or 1.0
+    top = max(points[-1][1], 10)
+
+    def along(value: float) -> float:
+        return 100 * math.log(value / low) / span
+
+    line, tail = None, distribution.tail
+    if tail is not None:
+        left = max(tail.x_min, low)
+        ends = [tail.count * (value / tail.x_min) ** -(tail.alpha - 1) for value in (left, high)]
+        line = (along(left), _height(ends[0], top), along(high), max(_height(ends[1], top), 0.0))
+    decades = [10**power for power in range(int(math.log10(top)) + 1)]
+    return SurvivalChart(
+        points=[(along(value), _height(count, top)) for value, count in points],
+        line=line,
+        x_ticks=[Tick(along(value), value) for value in _log_ticks(low, high)],
+        y_ticks=[Tick(_height(value, top), value) for value in decades],
+    )
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times powers of ten within low..high; fewer where there would be many."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    digits = (1, 2, 5) if high < 30 * low else (1,)
+    ticks = [digit * 10.0**power for power in powers for digit in digits]
+    return [tick for tick in ticks if low <= tick <= high]
+
+
+def _height(count: float, top: int) -> float:
     if count <= 0:
         return 0.0
     return HEIGHT * math.log(count / _FLOOR) / math.log(top / _FLOOR)

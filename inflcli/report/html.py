@@ -12,6 +12,7 @@ import base64
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -72,9 +73,13 @@ def _environment() -> Environment:
         level=_level,
         round=_round,
         tick=_tick,
+        share=_share,
+        about=_about,
     )
     environment.globals.update(
-        histogram_chart=charts.histogram_chart, profile_rows=charts.profile_rows
+        histogram_chart=charts.histogram_chart,
+        survival_chart=charts.survival_chart,
+        profile_rows=charts.profile_rows,
     )
     return environment
 
@@ -100,6 +105,15 @@ def _tick(value: float) -> str:
     """A round number, with no more digits than it has."""
     digits = f"{abs(value):,.0f}" if abs(value) >= 1000 else f"{abs(value):g}"
     return digits if value == 0 else ("+" if value > 0 else "\u2212") + digits
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.3g}%"
+
+
+def _about(count: float) -> str:
+    """Two digits: more would say more than is known."""
+    return f"{float(f'{count:.2g}'):,.0f}" if count < 1e15 else "more than 10¹⁵"
 
 
 def _probability(log_p: float) -> str:
@@ -140,10 +154,10 @@ def payload(view: RunView) -> dict[str, Any]:
         "groups": list(view.group_names),
         "candidates": view.candidates,
         "nats": view.dataset_size is not None,
-        "attributed": view.attributed,
+        "shadings": list(view.shadings),
         "strings": [visible(unit) for unit in strings],
         "texts": embedded,
-        "queries": [_query(query) for query in view.queries],
+        "queries": [_query(query, view.shadings) for query in view.queries],
     }
 
 
@@ -167,9 +181,9 @@ def _source(source: SourceView) -> dict[str, Any]:
     }
 
 
-def _query(query: QueryView) -> dict[str, Any]:
+def _query(query: QueryView, shadings: Sequence[str]) -> dict[str, Any]:
     return {
-        "strongest": query.strongest,
+        "strongest": {name: query.strongest(name) for name in shadings},
         "positive": [_sequence(sequence) for sequence in query.positive],
         "negative": [_sequence(sequence) for sequence in query.negative],
     }
@@ -177,19 +191,23 @@ def _query(query: QueryView) -> dict[str, Any]:
 
 def _sequence(view: SequenceView) -> dict[str, Any]:
     source = view.main_source()
-    unit = max(map(abs, view.influence or ()), default=0.0) / _STEPS or 1.0
     return {
         "n": view.text.sequence,
         "score": _short(view.score),
         "nats": None if view.nats is None else _short(view.nats),
         "rank": view.rank,
+        "spurious": view.spurious,
         "tfidf": view.tfidf_rank,
         "groups": [_short(value) for value in view.groups],
-        "unit": unit,
-        "w": None if view.influence is None else [round(value / unit) for value in view.influence],
+        "w": {name: _steps(values) for name, values in view.shadings.items()} or None,
         "cut": excerpt(view.text.units, view.influence, _EXCERPT),
         "main": None if source is None else list(view.text.sources).index(source),
     }
+
+
+def _steps(values: Sequence[float]) -> dict[str, Any]:
+    unit = max(map(abs, values), default=0.0) / _STEPS or 1.0
+    return {"unit": unit, "steps": [round(value / unit) for value in values]}
 
 
 def _short(value: float) -> float:

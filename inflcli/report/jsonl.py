@@ -48,6 +48,7 @@ def _query(query: QueryView) -> dict[str, Any]:
         "kept_energy": query.kept_energy,
         "metadata": query.metadata,
         "histogram": None if query.histogram is None else asdict(query.histogram),
+        "distribution": None if query.distribution is None else asdict(query.distribution),
         "layer_profile": asdict(query.profile),
     }
 
@@ -63,6 +64,7 @@ def _sequence(query: QueryView, sequence: SequenceView) -> dict[str, Any]:
         "score": sequence.score,
         "nats": sequence.nats,
         "tfidf_rank": sequence.tfidf_rank,
+        "spurious": sequence.spurious,
         "groups": list(sequence.groups),
         "sources": [
             {**asdict(source), "influence": sequence.source_influence(source)}
@@ -70,4 +72,5 @@ def _sequence(query: QueryView, sequence: SequenceView) -> dict[str, Any]:
         ],
         "tokens": list(text.units),
         "influence": None if sequence.influence is None else list(sequence.influence),
+        **{name: list(values) for name, values in sequence.effects.items()},
     }

@@ -6,7 +6,13 @@ import re
 from collections.abc import Iterator, Sequence
 
 from inflcli.report.excerpt import excerpt
-from inflcli.report.model import QueryView, RunView, SequenceView
+from inflcli.report.model import (
+    SPURIOUS,
+    SPURIOUS_MEANS,
+    QueryView,
+    RunView,
+    SequenceView,
+)
 from inflcli.report.text import clip, one_line, place, signed
 
 _SNIPPET = 280
@@ -34,7 +40,7 @@ def _lines(view: RunView) -> Iterator[str]:
         f"{len(view.queries)} queries. A positive influence raises the log-probability of the "
         "completion."
     )
-    if view.attributed:
+    if view.shadings:
         yield (
             "In the text, <b>bold</b> tokens raise it most, <i>italic</i> ones lower it; each acts "
             "by the prediction of the token after it."
@@ -55,7 +61,9 @@ def _query(view: RunView, query: QueryView) -> Iterator[str]:
     for title, sequences in (("Raise it", query.positive), ("Lower it", query.negative)):
         if sequences:
             yield from ("", f"### {title}", "")
-            yield from _table(view, sequences, query.strongest)
+            yield from _table(view, sequences, query.strongest())
+            if any(sequence.spurious for sequence in sequences):
+                yield from ("", f"{SPURIOUS} {SPURIOUS_MEANS}.")
 
 
 def _table(view: RunView, sequences: Sequence[SequenceView], strongest: float) -> Iterator[str]:
@@ -65,7 +73,8 @@ def _table(view: RunView, sequences: Sequence[SequenceView], strongest: float) -
     yield f"| {' | '.join(columns)} |"
     yield f"|{'---|' * len(columns)}"
     for sequence in sequences:
-        cells = [str(sequence.rank), signed(sequence.score)]
+        mark = SPURIOUS if sequence.spurious else ""
+        cells = [f"{sequence.rank}{mark}", signed(sequence.score)]
         cells += [signed(sequence.nats or 0.0)] * bool(view.dataset_size)
         if view.candidates:
             cells.append("" if sequence.tfidf_rank is None else str(sequence.tfidf_rank))

@@ -6,11 +6,14 @@ characters); nearly always it is one token. All per-token lists run over units.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 POSITIVE, NEGATIVE = 1, -1
+SPURIOUS, SPURIOUS_MEANS = "†", "one token or two carry most of the influence"
+TOKENS = "tokens"
+"""The shading by token influence; the others bear the names of the counterfactual attributions."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,15 @@ class SequenceView:
     """The score's parts by depth group."""
     tfidf_rank: int | None
     """From 1; None when it is not among the query's candidates, or there are none."""
+    effects: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """The counterfactual attributions by unit, as far as there are any."""
+    spurious: bool = False
+    """Whether one token or two carry most of the influence, which often says little."""
+
+    @property
+    def shadings(self) -> dict[str, Sequence[float]]:
+        """All attributions by unit, token influence first; empty if it was not attributed."""
+        return {} if self.influence is None else {TOKENS: self.influence, **self.effects}
 
     def source_influence(self, source: SourceView) -> float | None:
         """What the units of one source add to the score."""
@@ -96,6 +108,59 @@ class Histogram:
 
 
 @dataclass(frozen=True)
+class RivalView:
+    """A distribution other than the power law, fitted to the same tail."""
+
+    name: str
+    ks: float
+    log_likelihood_ratio: float
+    """Of the power law to it, a value; positive where the power law is likelier."""
+    p_value: float
+    """Of that ratio's sign."""
+
+
+@dataclass(frozen=True)
+class TailView:
+    """A power law, with survival function (x / x_min)^-(α - 1), of the `count` highest scores."""
+
+    count: int
+    alpha: float
+    error: float
+    """Standard error of α."""
+    x_min: float
+    ks: float
+    p_value: float
+    """By bootstrap; below 0.1 the power law is ruled out."""
+    rivals: Sequence[RivalView]
+
+
+@dataclass(frozen=True)
+class EffortView:
+    """How many sequences a scan would have to see for ten scores of at least `score`."""
+
+    score: float
+    """The tenth best of the TF-IDF candidates."""
+    sequences: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """Of all positive scores of a query."""
+
+    scanned: int
+    survival: Sequence[tuple[float, int]]
+    """Scores, descending, and how many are at least as high."""
+    concentration: Sequence[tuple[float, float]]
+    """A share of the sequences, and the part of the positive influence that the top of it has."""
+    tail: TailView | None
+    """None where there are too few positive scores."""
+    effort: EffortView | None
+    """None without a filter or a tail."""
+
+
+@dataclass(frozen=True)
 class LayerProfile:
     """Scores by depth group, lowest first, summed over the shown sequences of each sign."""
 
@@ -122,16 +187,17 @@ class QueryView:
     negative: Sequence[SequenceView]
     histogram: Histogram | None
     """None when nothing was scanned."""
+    distribution: Distribution | None
+    """None when no score is positive."""
     profile: LayerProfile
 
     @property
     def sequences(self) -> list[SequenceView]:
         return [*self.positive, *self.negative]
 
-    @property
-    def strongest(self) -> float:
-        """Largest absolute influence of a unit in this view; 0 without attribution."""
-        parts = (abs(v) for view in self.sequences for v in view.influence or ())
+    def strongest(self, shading: str = TOKENS) -> float:
+        """Largest absolute value of a unit in this view; 0 without attribution."""
+        parts = (abs(v) for view in self.sequences for v in view.shadings.get(shading, ()))
         return max(parts, default=0.0)
 
 
@@ -176,7 +242,8 @@ class RunView:
     dataset_size: int | None
     candidates: int | None
     """TF-IDF candidates a query at most; None without the filter."""
-    attributed: bool
+    shadings: Sequence[str]
+    """The attributions that there are, token influence first; empty without any."""
     provenance: Provenance
     version: str = ""
     extra: dict[str, Any] = field(default_factory=dict)

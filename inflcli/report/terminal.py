@@ -15,7 +15,14 @@ from rich.table import Table
 from rich.text import Text
 
 from inflcli.report.excerpt import excerpt
-from inflcli.report.model import POSITIVE, QueryView, RunView, SequenceView
+from inflcli.report.model import (
+    POSITIVE,
+    SPURIOUS,
+    SPURIOUS_MEANS,
+    QueryView,
+    RunView,
+    SequenceView,
+)
 from inflcli.report.text import clip, one_line, place, signed
 
 _WIDE = 120
@@ -64,7 +71,7 @@ class _QueryTable:
             if number and shown[number - 1].sign != sequence.sign:
                 table.add_section()
             budget = (room - 3) * (_LINES_WIDE if beside else _LINES)
-            text = _snippet(sequence, self.query.strongest, budget, coloured)
+            text = _snippet(sequence, self.query.strongest(), budget, coloured)
             where = _source(sequence, beside * 2 or room)
             cells = [where, text] if beside else [Text("\n").join([where, text])]
             table.add_row(*self._numbers(sequence), *cells)
@@ -87,7 +94,8 @@ class _QueryTable:
 
     def _numbers(self, sequence: SequenceView) -> Iterator[Text]:
         positive = sequence.sign == POSITIVE
-        yield Text(f"{'+' if positive else '-'}{sequence.rank}")
+        mark = SPURIOUS if sequence.spurious else ""
+        yield Text(f"{'+' if positive else '-'}{sequence.rank}{mark}")
         yield Text(signed(sequence.score), style="bold red" if positive else "bold cyan")
         if self.view.dataset_size:
             yield Text(signed(sequence.nats or 0.0))
@@ -151,11 +159,13 @@ def _style(value: float, strongest: float) -> str:
 
 def _legend(view: RunView) -> Text:
     text = Text(style="dim", overflow="fold")
-    if view.attributed:
+    if view.shadings:
         text.append("red/«» raises", style="red")
         text.append(" the completion's log-probability, ")
         text.append("teal/‹› lowers", style="cyan")
         text.append(" it; a marked token acts by the prediction of the token after it. ")
+    if any(sequence.spurious for query in view.queries for sequence in query.sequences):
+        text.append(f"{SPURIOUS} {SPURIOUS_MEANS}. ")
     scanned = f"{view.scanned:,} of {view.corpus_size:,} sequences scanned"
     text.append(f"{scanned}; {_tracked(view)}")
     return text

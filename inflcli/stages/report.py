@@ -19,7 +19,7 @@ from inflcli.report.model import RunView
 from inflcli.stages import common
 from inflcli.stages.report_provenance import provenance
 from inflcli.stages.report_run import Run
-from inflcli.stages.report_views import Views
+from inflcli.stages.report_views import Views, shadings
 
 STAGE = "report"
 TERMINAL = "terminal"
@@ -116,6 +116,7 @@ class _Gather:
             run.token_text(self.tokenizer),
             self.config.top_k,
             self.config.dataset_size,
+            self.config.skip_spurious,
         )
         kept = int(run.scan.top()[0].shape[2])
         if kept < min(self.config.top_k, run.corpus.n_sequences):
@@ -131,7 +132,7 @@ class _Gather:
             corpus_size=run.corpus.n_sequences,
             dataset_size=self.config.dataset_size,
             candidates=filtered,
-            attributed=run.attribution is not None,
+            shadings=shadings(run.attribution),
             provenance=provenance(run.artifacts, queries, self.command),
             version=__version__,
         )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from inflcli.artifacts.attribution import AttributionReader
+from inflcli.artifacts.attribution import EFFECTS, AttributionReader
 from inflcli.artifacts.candidates import CandidateReader
 from inflcli.artifacts.corpus import CorpusReader, Source
 from inflcli.artifacts.queries import QueriesReader
@@ -18,6 +18,8 @@ from inflcli.artifacts.scan import ScanReader
 from inflcli.report.model import (
     NEGATIVE,
     POSITIVE,
+    TOKENS,
+    Distribution,
     Histogram,
     LayerProfile,
     QueryView,
@@ -26,9 +28,13 @@ from inflcli.report.model import (
     SourceView,
 )
 from inflcli.report.tokens import TokenText, Units
+from inflcli.stages.report_distribution import Counter
+from inflcli.statistics.positive import Positive
 
 _BINS = 60
 _SIGNS = (POSITIVE, NEGATIVE)
+_SPURIOUS = 2 / 3
+"""Of the 2-norm of a sequence's token influences over their 1-norm."""
 
 
 @dataclass
@@ -43,23 +49,24 @@ class Views:
     tokens: TokenText
     top_k: int
     dataset_size: int | None
+    skip_spurious: bool
     _texts: dict[int, tuple[SequenceText, Units]] = field(default_factory=dict)
 
     def build(self, advance: Callable[[int], None]) -> list[QueryView]:
         """All queries, in their order; `advance` is told of each."""
         ids, scores = self.scan.top()
         attributed = self.attribution.sequences() if self.attribution else None
-        histograms = self._histograms(scores)
+        histograms, distributions = self._distributions(scores)
         views = []
         for number, query in enumerate(self.queries.queries):
             parts = None
             if self.attribution is not None and attributed is not None:
-                parts = _Parts(attributed[number], self.attribution.token_scores(number))
+                parts = _Parts.read(self.attribution, number, attributed[number])
             both = [
                 self._sequences(number, sign, ids[number, side], scores[number, side], parts)
                 for side, sign in enumerate(_SIGNS)
             ]
-            views.append(self._query(query, both, histograms[number]))
+            views.append(self._query(query, both, histograms[number], distributions[number]))
             advance(1)
         return views
 
@@ -68,6 +75,7 @@ class Views:
         query: dict[str, Any],
         both: list[list[SequenceView]],
         histogram: Histogram | None,
+        distribution: Distribution | None,
     ) -> QueryView:
         start, all_ids = query["completion_start"], query["tokens"]
         units = self.tokens.units(all_ids[start:])
@@ -85,6 +93,7 @@ class Views:
             positive=both[0],
             negative=both[1],
             histogram=histogram,
+            distribution=distribution,
             profile=LayerProfile(
                 self.scan.group_names, *(_pooled(views, self.scan.group_names) for views in both)
             ),
@@ -100,25 +109,32 @@ class Views:
     ) -> list[SequenceView]:
         """The top sequences of one sign. The scan's list of few sequences may hold both signs."""
         keep = (ids >= 0) & (sign * scores > 0)
-        ids, scores = ids[keep][: self.top_k], scores[keep][: self.top_k]
+        ids, scores = ids[keep], scores[keep]
+        spurious = set() if parts is None else parts.spurious()
+        skipped = list(spurious) if self.skip_spurious else []
+        shown_ranks = np.flatnonzero(~np.isin(ids, skipped))[: self.top_k]
+        ids, scores = ids[shown_ranks], scores[shown_ranks]
         groups = self.scan.layer_scores(query, ids) if len(ids) else np.zeros((0, 0), np.float32)
         ranks = self._candidate_ranks(query)
         views = []
         for place, number in enumerate(ids.tolist()):
             text, units = self._text(number)
             length = sum(units.counts)
-            found = None if parts is None else parts.of(number, length)
+            shown = {} if parts is None else parts.of(number, length)
+            found, effects = shown.pop(TOKENS, None), shown
             score = float(scores[place])
             views.append(
                 SequenceView(
                     text=text,
                     sign=sign,
-                    rank=place + 1,
+                    rank=int(shown_ranks[place]) + 1,
                     score=score,
                     nats=None if self.dataset_size is None else score / self.dataset_size,
-                    influence=None if found is None else units.pool(found.tolist()),
+                    influence=None if found is None else units.pool(found),
                     groups=[float(value) for value in groups[place]],
                     tfidf_rank=ranks.get(number),
+                    effects={name: units.pool(values) for name, values in effects.items()},
+                    spurious=number in spurious,
                 )
             )
         return views
@@ -140,31 +156,62 @@ class Views:
             self._texts[number] = (text, units)
         return self._texts[number]
 
-    def _histograms(self, top_scores: NDArray[np.float32]) -> list[Histogram | None]:
-        """Every query's histogram, in one reading of the scores. The ends are the top scores."""
-        bins = [_Bins.around(top_scores[query]) for query in range(len(top_scores))]
+    def _distributions(
+        self, top_scores: NDArray[np.float32]
+    ) -> tuple[list[Histogram | None], list[Distribution | None]]:
+        """Every query's, in one reading of the scores. The histogram's ends are the top scores."""
+        queries, most = range(len(top_scores)), self.corpus.n_sequences
+        bins = [_Bins.around(top_scores[query]) for query in queries]
+        counters = [Counter(Positive(most)) for _ in queries]
         for first, scores in self.scan.chunks():
-            for query, counter in enumerate(bins):
+            numbers = np.arange(first, first + scores.shape[1])
+            for query, row in enumerate(scores):
+                ids = [] if self.candidates is None else self.candidates.ids[query]
+                candidates = np.isin(numbers, ids)
+                counters[query].add(row, candidates)
+                counter = bins[query]
                 if counter is not None:
-                    ids = None if self.candidates is None else self.candidates.ids[query]
-                    counter.add(first, scores[query], ids)
+                    counter.add(row, candidates)
         filtered = self.candidates is not None
-        return [None if counter is None else counter.histogram(filtered) for counter in bins]
+        histograms = [None if one is None else one.histogram(filtered) for one in bins]
+        return histograms, [counter.distribution() for counter in counters]
+
+
+def shadings(attribution: AttributionReader | None) -> list[str]:
+    """The attributions that there are, token influence first."""
+    if attribution is None:
+        return []
+    return [TOKENS, *(name for name in EFFECTS if name in attribution.group)]
 
 
 @dataclass(frozen=True)
 class _Parts:
-    """One query's attribution: `ids` [ranks] and `scores` [ranks, module, token]."""
+    """One query's attributions: `ids` [ranks] and, by shading, values [ranks, token]."""
 
     ids: NDArray[np.int64]
-    scores: NDArray[np.float32]
+    values: dict[str, NDArray[np.float64]]
 
-    def of(self, sequence: int, length: int) -> NDArray[np.float64] | None:
-        """The influence of each token of a sequence; None when it was not attributed."""
+    @classmethod
+    def read(cls, attribution: AttributionReader, query: int, ids: NDArray[np.int64]) -> _Parts:
+        values = {TOKENS: attribution.token_scores(query).sum(axis=1, dtype=np.float64)}
+        for name in EFFECTS:
+            found = attribution.effects(name, query)
+            if found is not None:
+                values[name] = found.astype(np.float64)
+        return cls(ids, values)
+
+    def spurious(self) -> set[int]:
+        """The sequences of which few tokens carry most of the influence."""
+        sizes = np.abs(self.values[TOKENS])
+        few = np.linalg.norm(sizes, axis=1) > _SPURIOUS * sizes.sum(axis=1)
+        return set(self.ids[few & (self.ids >= 0)].tolist())
+
+    def of(self, sequence: int, length: int) -> dict[str, list[float]]:
+        """By shading, the value of each token of a sequence; none when it was not attributed."""
         found = np.flatnonzero(self.ids == sequence)
         if len(found) == 0:
-            return None
-        return self.scores[found[0], :, :length].sum(axis=0, dtype=np.float64)
+            return {}
+        return {name: rows[found[0], :length].tolist() for name, rows in self.values.items()}
 
 
 @dataclass
@@ -189,16 +236,13 @@ class _Bins:
         zeros = np.zeros(len(edges) - 1, np.int64)
         return cls(edges, zeros, zeros.copy(), np.zeros(2, np.int64))
 
-    def add(
-        self, first: int, scores: NDArray[np.float32], candidates: NDArray[np.int64] | None
-    ) -> None:
-        """Add the scores of the sequences from number `first` on."""
-        scanned = np.flatnonzero(~np.isnan(scores))
+    def add(self, scores: NDArray[np.float32], candidates: NDArray[np.bool_]) -> None:
+        """Scores [n], NaN where nothing was scanned, and which are candidates of the filter."""
+        scanned = ~np.isnan(scores)
         values = scores[scanned].astype(np.float64)
         self.counts += self._count(values)
         self.signs += [(values > 0).sum(), (values < 0).sum()]
-        if candidates is not None:
-            self.candidates += self._count(values[np.isin(first + scanned, candidates)])
+        self.candidates += self._count(values[candidates[scanned]])
 
     def _count(self, values: NDArray[np.float64]) -> NDArray[np.int64]:
         # Clipped: the ends are float32 scores, and rounding must not push one out of its bin.

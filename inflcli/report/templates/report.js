@@ -6,7 +6,7 @@
   const links = [...document.querySelectorAll("#list a")];
   const tip = byId("tip"), say = byId("say"), find = byId("find");
   const LEVELS = 10, GAMMA = 0.7, FAINT = 0.02;
-  let open = -1;
+  let open = -1, shading = data.shadings[0];
 
   // Text of the corpus goes through textContent and nothing else.
   function make(tag, name, text) {
@@ -36,10 +36,12 @@
     text.units ??= text.t.map((i) => data.strings[i]);
     return text.units;
   }
-  function weights(entry) {
-    if (entry.w) entry.weights ??= entry.w.map((steps) => steps * entry.unit);
-    return entry.weights;
+  function weights(entry, name = shading) {
+    const packed = entry.w?.[name];
+    if (packed) packed.values ??= packed.steps.map((steps) => steps * packed.unit);
+    return packed?.values;
   }
+  const strongestIn = (box) => box.query.strongest[shading];
   const shown = (unit) => unit.replaceAll("\n", "↵\n").replaceAll("\t", "⇥\t");
   const inline = (unit) => unit.replaceAll("\n", "↵").replaceAll("\t", "⇥");
 
@@ -50,7 +52,8 @@
     const step = Math.max(1, Math.min(LEVELS, Math.round(LEVELS * share ** GAMMA)));
     return (value > 0 ? "p" : "n") + step;
   }
-  function fill(box, entry, strongest, whole) {
+  function fill(box, whole) {
+    const entry = box.entry, strongest = strongestIn(box);
     const text = data.texts[entry.n], strings = units(entry.n), values = weights(entry);
     const [start, stop] = whole ? [0, strings.length] : entry.cut;
     const special = new Set(text.special);
@@ -107,7 +110,7 @@
   }
   function influenceOf(entry, source) {
     if (!entry.w) return "";
-    return signed(weights(entry).slice(...source.units).reduce((sum, value) => sum + value, 0));
+    return signed(weights(entry, data.shadings[0]).slice(...source.units).reduce((sum, value) => sum + value, 0));
   }
   function others(entry, sources) {
     const rest = sources.filter((_, i) => i !== entry.main);
@@ -123,7 +126,7 @@
     details.append(list);
     return details;
   }
-  function card(entry, sign, strongest, largest) {
+  function card(entry, sign, query, largest) {
     const text = data.texts[entry.n];
     const item = make("li", `card ${sign}`);
     const gauge = make("div", "gauge"), filled = make("i");
@@ -138,6 +141,12 @@
       const found = entry.tfidf === null ? `TF-IDF: not in the top ${data.candidates.toLocaleString("en")}` : `TF-IDF: rank ${entry.tfidf.toLocaleString("en")}`;
       head.append(make("span", "tfidf", found));
     }
+    if (entry.spurious) {
+      const flag = make("span", "spurious", "one token carries it");
+      flag.title = "One token or two hold most of this sequence’s influence; such a match often says little.";
+      head.append(flag);
+      item.classList.add("spurious");
+    }
     head.append(layers(entry));
     item.append(gauge, head);
     if (entry.main !== null) {
@@ -146,15 +155,15 @@
       item.append(line);
       if (text.sources.length > 1) item.append(others(entry, text.sources));
     }
-    if (data.attributed && !entry.w) item.append(make("p", "unshaded", "Beyond the sequences that attribute took (its --top-k), so without shading."));
+    if (shading && !entry.w) item.append(make("p", "unshaded", "Beyond the sequences that attribute took (its --top-k), so without shading."));
     const box = make("div", "tokens");
     box.tabIndex = 0;
     box.dir = "auto";
     box.setAttribute("role", "group");
     box.setAttribute("aria-label", "Training text; arrow keys walk through its tokens");
     box.entry = entry;
-    box.strongest = strongest;
-    fill(box, entry, strongest, false);
+    box.query = query;
+    fill(box, false);
     item.append(box);
     if (entry.cut[0] > 0 || entry.cut[1] < text.t.length) item.append(opener(box, text));
     return item;
@@ -169,7 +178,7 @@
     };
     button.addEventListener("click", () => {
       whole = !whole;
-      fill(box, box.entry, box.strongest, whole);
+      fill(box, whole);
       label();
       // Opened at the part that was in sight before.
       const first = whole && box.querySelector(`[data-i="${box.entry.cut[0]}"]`);
@@ -186,7 +195,7 @@
       if (list.childElementCount) continue;
       const entries = query[list.dataset.sign];
       const largest = Math.max(...entries.map((entry) => Math.abs(entry.score)), 1e-30);
-      list.append(...entries.map((entry) => card(entry, list.dataset.sign, query.strongest, largest)));
+      list.append(...entries.map((entry) => card(entry, list.dataset.sign, query, largest)));
     }
   }
   function show(number, scroll) {
@@ -235,9 +244,20 @@
       if (which === "both") delete columns.dataset.only;
       else columns.dataset.only = which;
     }
-    for (const button of document.querySelectorAll(".switch button")) {
-      button.setAttribute("aria-pressed", String(button.dataset.show === which));
+    press("show", which);
+  }
+  function press(choice, value) {
+    for (const button of document.querySelectorAll(`.switch button[data-${choice}]`)) {
+      button.setAttribute("aria-pressed", String(button.dataset[choice] === value));
     }
+  }
+  // Which attribution shades them.
+  function shade(name) {
+    mark(null);
+    shading = name;
+    press("shade", name);
+    for (const part of document.querySelectorAll("[data-for]")) part.hidden = part.dataset.for !== name;
+    for (const box of document.querySelectorAll(".tokens")) fill(box, box.classList.contains("all"));
   }
 
   // Tokens
@@ -247,11 +267,13 @@
     const i = Number(unit.dataset.i), text = data.texts[box.entry.n];
     const strings = units(box.entry.n), values = weights(box.entry);
     const next = i + 1 < strings.length ? inline(strings[i + 1]) : null;
-    const lines = [];
+    const lines = [], strongest = strongestIn(box);
     lines.push(["token", inline(strings[i])]);
-    lines.push(next === null ? ["end"] : ["predicts", next]);
+    // An input token's value is its own, the others' that of predicting the next.
+    if (shading === "input_tokens") lines.push(["read"]);
+    else lines.push(next === null ? ["end"] : ["predicts", next]);
     if (values) {
-      const share = box.strongest ? Math.round(100 * Math.abs(values[i]) / box.strongest) : 0;
+      const share = strongest ? Math.round(100 * Math.abs(values[i]) / strongest) : 0;
       lines.push(["value", signed(values[i]), `${share}% of this query’s strongest token`]);
     }
     if (text.many.includes(i)) lines.push(["many"]);
@@ -264,10 +286,11 @@
       if (kind === "token") line.append(make("q", "", first));
       if (kind === "predicts") line.append("predicts ", make("q", "", first));
       if (kind === "end") line.append("the last token: it predicts nothing");
+      if (kind === "read") line.append("as it is read");
       if (kind === "value") line.append(make("b", "", first), make("small", "", second));
       if (kind === "many") line.append(make("small", "", "several tokens that make one character"));
       // One line: “token” predicts “next”.
-      if (kind === "predicts" || kind === "end") tip.lastChild.append(" ", ...line.childNodes);
+      if (kind === "predicts" || kind === "end" || kind === "read") tip.lastChild.append(" ", ...line.childNodes);
       else if (kind === "value" && tip.lastChild) tip.lastChild.append(": ", ...line.childNodes);
       else tip.append(line);
     }
@@ -321,7 +344,8 @@
     if (unit) mark(unit);
     else if (current) mark(null);
     const button = event.target.closest(".switch button");
-    if (button) only(button.dataset.show);
+    if (button?.dataset.show) only(button.dataset.show);
+    if (button?.dataset.shade) shade(button.dataset.shade);
   });
   document.addEventListener("focusout", (event) => { if (event.target.classList?.contains("tokens")) mark(null); });
   document.addEventListener("scroll", () => { if (!current) hideTip(); }, { passive: true });
@@ -338,6 +362,12 @@
     if (event.key === "k") step(-1);
   });
   find.addEventListener("input", search);
+  document.addEventListener("change", (event) => {
+    if (event.target.dataset?.hide === undefined) return;
+    const hide = event.target.checked;
+    document.body.classList.toggle("no-spurious", hide);
+    for (const box of document.querySelectorAll("[data-hide]")) box.checked = hide;
+  });
   window.addEventListener("hashchange", () => fromAddress(true));
   document.querySelector("#list").addEventListener("click", (event) => {
     if (narrow.matches && event.target.closest("a")) queries.open = false;
