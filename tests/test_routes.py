@@ -34,7 +34,7 @@ def routes(shapes, work=WORK, memory=1e12, forced="auto"):
 
 
 def test_wide_modules_are_factored_and_many_queries_dense():
-    many = replace(WORK, queries=1024, waiting=256)
+    many = replace(WORK, queries=1024, waiting=64)
     assert routes({"m": WIDE}) == {"m": "factored"}
     assert routes({"m": replace(NARROW, columns=1024 * 32)}, many) == {"m": "dense"}
 
@@ -57,14 +57,14 @@ def test_token_scores_make_dense_queries_dear():
 
 def test_a_short_scan_does_not_pay_for_making_queries_dense():
     shape = ModuleShape(688, 256, 1024 * 8)
-    work = replace(WORK, queries=1024, waiting=256)
+    work = replace(WORK, queries=1024, waiting=64)
     assert routes({"m": shape}, work) == {"m": "dense"}
     assert routes({"m": shape}, replace(work, waiting=8)) == {"m": "factored"}
 
 
 def test_memory_goes_to_what_saves_most():
     """Twice the columns save more at the same size; the third does not fit."""
-    work = replace(WORK, queries=1024, waiting=256)
+    work = replace(WORK, queries=1024, waiting=64)
     shapes = {f"m{k}": ModuleShape(256, 256, 1024 * k) for k in (16, 32, 24)}
     room = 2 * waiting_bytes(shapes["m16"], work)
     assert routes(shapes, work, memory=room) == {"m16": "factored", "m32": "dense", "m24": "dense"}

@@ -71,12 +71,12 @@ def test_every_sequence_is_scored_once(waiting, kind, count, monkeypatch):
 
 
 def test_as_many_wait_as_are_worth_it():
-    assert gradients_waiting(1024, 16, 10**6) == 256
-    assert gradients_waiting(1024, 16, 100) == 100
-    assert gradients_waiting(1024, 256, 10**6) == 0
-    # A few wait for more, but for no more than there are queries.
-    assert gradients_waiting(128, 16, 256) == 64
-    assert gradients_waiting(20, 1, 256) == 20
+    assert gradients_waiting(1024, 16, 10**6) == 64
+    assert gradients_waiting(1024, 16, 40) == 40
+    assert gradients_waiting(1024, 64, 10**6) == 0
+    # Where queries are fewer they wait for 32, or for a quarter of them.
+    assert gradients_waiting(128, 16, 256) == 32
+    assert gradients_waiting(64, 1, 256) == 16
     assert gradients_waiting(16, 16, 256) == 0
 
 

@@ -18,9 +18,9 @@ from inflcli.influence.factored import FactoredQueries
 from inflcli.influence.rows import as_rows, compiled, lengthened
 from inflcli.shapes import SEQUENCES, round_up
 
-QUERIES_A_GRADIENT, FEWEST_WAITING = 4, 64
-"""A batch of fewer DW than a share of the queries waits for others, until there are so many; but
-what waits is never more than the queries."""
+_MANY, _FEW, _ENOUGH = 16, 4, 32
+"""DW waits until there is a sixteenth as many as queries, or 32, but a quarter as many at most: what
+waits must be small beside the queries, and is worth less the more of it there is."""
 _FORMED, _FEWEST_FORMED = 1 << 25, 8
 """Numbers of DW that are formed at once where none waits, but so many sequences at least."""
 _QUERIES, _BLOCK, _OUTPUTS = 128, 1 << 23, 16
@@ -43,10 +43,8 @@ def gradients_waiting(queries: int, sequences: float, chunk: int) -> int:
 
     They wait for at most the end of a `chunk` of sequences.
     """
-    share = queries // QUERIES_A_GRADIENT
-    if share <= sequences:
-        return 0
-    return min(max(share, min(FEWEST_WAITING, queries)), chunk)
+    enough = max(queries // _MANY, min(queries // _FEW, _ENOUGH))
+    return min(enough, chunk) if enough > sequences else 0
 
 
 def gradients_formed(outputs: int, inputs: int) -> int:
