@@ -30,7 +30,6 @@ ifeq ($(MODEL),inflcli/demo/model)
 PREPARE ?= --per-line --seq-len 256
 FIT ?= --max-sequences 600
 FILTER ?= --top 100
-ATTRIBUTE ?= --counterfactual
 endif
 PREPARE ?=
 FIT ?=
