@@ -115,7 +115,8 @@ endef
 record = $(dir $1).$(notdir $1).command
 quoted = '$(subst ','\'',$(strip $1))'
 same = $(and $(findstring <$1>,<$2>),$(findstring <$2>,<$1>))
-changed = $(if $(wildcard $(record)),$(if $(call same,$(strip $2),$(file <$(record))),,FORCE))
+# Not $(file <): make 4.3 gives a wrong end of it for some lengths.
+changed = $(if $(wildcard $(record)),$(if $(call same,$(strip $2),$(strip $(shell cat $(call quoted,$(record))))),,FORCE))
 .PHONY: FORCE
 
 ifeq ($(CORPUS),)
