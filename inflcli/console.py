@@ -6,6 +6,7 @@ every so often, so that a batch log stays readable. Results go to stdout, everyt
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +40,18 @@ def info(message: str) -> None:
     """A line of normal progress."""
     if _level >= NORMAL:
         stderr.print(escape(message))
+
+
+@contextmanager
+def paged(wanted: bool) -> Iterator[None]:
+    """Send what is printed to stdout through $PAGER, if that is a terminal and it is `wanted`."""
+    if not (wanted and stdout.is_terminal):
+        yield
+        return
+    # As git does: less shows colours, and ends by itself if all fits the screen.
+    os.environ.setdefault("LESS", "FRX")
+    with stdout.pager(styles=True):
+        yield
 
 
 def detail(message: str) -> None:

@@ -107,4 +107,4 @@ def layer_scores(folder: Path) -> NDArray[np.float32]:
     """All scores by depth group [Q, N, G] of a scan."""
     reader = ScanReader.open(folder)
     every = np.arange(reader.scores(0).shape[0])
-    return np.stack([reader.layer_scores(q, every) for q in range(len(reader.query_ids))])
+    return reader.layer_scores(np.tile(every, (len(reader.query_ids), 1)))

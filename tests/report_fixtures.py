@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import re
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,23 +23,29 @@ from inflcli.corpus.queries import encode_query, read_queries
 from inflcli.model.resolve import load_tokenizer
 from inflcli.stages.prepare import prepare
 
-GROUPS = ["layer 0", "layer 1", "layer 2"]
-MODULES = [
-    {"name": f"layers.{layer}.mlp", "inputs": 9, "outputs": 7, "bias": False, "layer": layer,
-     "shares_input_with": f"layers.{layer}.mlp"}
-    for layer in range(3)
-]  # fmt: skip
+LAYERS = 3
+GROUPS = [f"layer {layer}" for layer in range(LAYERS)]
 TOP = 6
 CHUNK = ScanConfig().chunk_size
 _MODEL = Input("m" * 32, "some/model")
 
 
+def modules(layers: int = LAYERS) -> list[dict[str, Any]]:
+    """One of each layer, so that a layer is a depth group."""
+    return [
+        {"name": f"layers.{layer}.mlp", "inputs": 9, "outputs": 7, "bias": False, "layer": layer,
+         "shares_input_with": f"layers.{layer}.mlp"}
+        for layer in range(layers)
+    ]  # fmt: skip
+
+
 def documents(count: int = 24) -> list[dict[str, Any]]:
-    """Short documents, some with a title."""
+    """Short documents, no two nearly the same, some with a title."""
     return [
         {
             "id": f"set/{number}",
-            "text": f"The stone house number {number} is by the river. " * (1 + number % 3),
+            "text": f"The house number {number} is by the river. It has {number * number} stones "
+            f"and {7 * number + 3} windows, of which {number % 5} are open. " * (1 + number % 3),
             "metadata": {"title": f"House {number}"} if number % 2 else {},
         }
         for number in range(count)
@@ -62,10 +71,14 @@ def make_run(
     seed: int = 0,
     top: int = TOP,
     seq_len: int = 40,
+    layers: int = LAYERS,
+    shared: bool = True,
+    per_line: bool = False,
 ) -> Path:
     """Write corpus, queries, scan and, if wanted, candidates and attribution to `folder`.
 
-    The `top` sequences of both signs are kept, the first `top` of the corpus among them. The last
+    The `top` sequences of both signs are kept; the first `top` of the corpus are among them, for
+    all queries, if they are to be `shared`. The last
     sequence is not scanned. With less `evenness`, fewer tokens carry a sequence's influence.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -73,15 +86,15 @@ def make_run(
     for path, records in ((text, texts or documents()), (query_file, asked or QUERIES)):
         lines = [json.dumps(record) for record in records]
         path.write_text("\n".join(lines) + "\n")
-    config = PrepareConfig(seq_len=seq_len)
+    config = PrepareConfig(seq_len=seq_len, per_line=per_line)
     prepare([str(text)], str(tokenizer), folder / "corpus", config, Runtime(command=("inflcli",)))
     draw = np.random.default_rng(seed)
-    _queries(folder, tokenizer, query_file, draw)
+    _queries(folder, tokenizer, query_file, draw, layers)
     if filtered:
         _candidates(folder, draw)
-    _scan(folder, draw, top)
+    _scan(folder, draw, top, layers, shared)
     if attributed:
-        _attribution(folder, draw, counterfactual, evenness)
+        _attribution(folder, draw, counterfactual, evenness, layers)
     return folder
 
 
@@ -97,7 +110,9 @@ def _input(path: Path, stage: str) -> Input:
     return Artifact.open(path, stage).as_input()
 
 
-def _queries(folder: Path, tokenizer: Path, source: Path, draw: np.random.Generator) -> None:
+def _queries(
+    folder: Path, tokenizer: Path, source: Path, draw: np.random.Generator, layers: int
+) -> None:
     loaded = load_tokenizer(tokenizer)
     inputs = {
         "model": _MODEL,
@@ -125,8 +140,8 @@ def _queries(folder: Path, tokenizer: Path, source: Path, draw: np.random.Genera
         )  # fmt: skip
     queries.write_queries(writer.folder, described)
     details = {
-        "modules": MODULES,
-        "damping": {module["name"]: 0.01 for module in MODULES},
+        "modules": modules(layers),
+        "damping": {module["name"]: 0.01 for module in modules(layers)},
         "dtype": "float32",
         "share_tracked": 0.52,
     }
@@ -150,7 +165,7 @@ def _candidates(folder: Path, draw: np.random.Generator) -> None:
     writer.finish(counts={"queries": shape[0]})
 
 
-def _scan(folder: Path, draw: np.random.Generator, top: int) -> None:
+def _scan(folder: Path, draw: np.random.Generator, top: int, layers: int, shared: bool) -> None:
     corpus = CorpusReader.open(folder / "corpus")
     asked = queries.QueriesReader.open(folder / "queries")
     inputs = {
@@ -161,14 +176,16 @@ def _scan(folder: Path, draw: np.random.Generator, top: int) -> None:
     writer = _begin(folder / "scan", "scan", ScanConfig(dtype="float32").identity(), inputs)
     count = corpus.n_sequences
     top = min(top, count)
-    group = scan.create(writer.folder, asked.ids, count, GROUPS, top, None, CHUNK)
-    layers = draw.standard_t(2, (len(asked.ids), count, len(GROUPS))).astype(np.float32) * 100
-    layers[:, top:] /= 1e4
-    layers[:, -1] = np.nan
-    scores = layers.sum(-1, dtype=np.float64).astype(np.float32)
+    groups = [f"layer {layer}" for layer in range(layers)]
+    group = scan.create(writer.folder, asked.ids, count, groups, top, None, CHUNK)
+    parts = draw.standard_t(2, (len(asked.ids), count, layers)).astype(np.float32) * 100
+    if shared:
+        parts[:, top:] /= 1e4
+    parts[:, -1] = np.nan
+    scores = parts.sum(-1, dtype=np.float64).astype(np.float32)
     for first in range(0, count, CHUNK):
         span = slice(first, first + CHUNK)
-        scan.write(group, span, scores[:, span], layers[:, span])
+        scan.write(group, span, scores[:, span], parts[:, span])
     order = np.argsort(np.where(np.isnan(scores), -np.inf, scores), axis=1, kind="stable")
     down = order[:, 1:] if count > 1 else order  # NaN counts as lowest
     ids = np.full((len(asked.ids), 2, top), -1, np.int64)
@@ -177,16 +194,17 @@ def _scan(folder: Path, draw: np.random.Generator, top: int) -> None:
     found = np.take_along_axis(scores[:, None, :], np.maximum(ids, 0), axis=2)
     scan.write_top(group, ids, np.where(ids < 0, np.nan, found).astype(np.float32))
     details = {
-        "routes": {module["name"]: "factored" for module in MODULES},
-        "groups": GROUPS,
+        "routes": {module["name"]: "factored" for module in modules(layers)},
+        "groups": groups,
         "dtype": "float32",
-        "modules": [module["name"] for module in MODULES],
+        "modules": [module["name"] for module in modules(layers)],
+        "group_of": list(range(layers)),
     }
     writer.finish(counts={"sequences": count - 1, "queries": len(asked.ids)}, details=details)
 
 
 def _attribution(
-    folder: Path, draw: np.random.Generator, counterfactual: bool, evenness: float
+    folder: Path, draw: np.random.Generator, counterfactual: bool, evenness: float, layers: int
 ) -> None:
     corpus, reader = CorpusReader.open(folder / "corpus"), scan.ScanReader.open(folder / "scan")
     inputs = {
@@ -202,20 +220,19 @@ def _attribution(
     group = attribution.create(
         writer.folder,
         reader.query_ids,
-        MODULES,
+        modules(layers),
         ids.shape[1],
         width,
         counterfactual=counterfactual,
     )
     for query in range(len(ids)):
-        parts: NDArray[np.float32] = np.zeros((ids.shape[1], len(MODULES), width), np.float32)
+        parts: NDArray[np.float32] = np.zeros((ids.shape[1], layers, width), np.float32)
         outputs, inputs = np.zeros((2, ids.shape[1], width), np.float32)
         for rank, sequence in enumerate(ids[query]):
             if sequence < 0:
                 continue
             last = max(int(corpus.lengths[sequence]) - 1, 1)  # the last token predicts nothing
-            share = draw.dirichlet(np.full(last * len(MODULES), evenness))
-            share = share.reshape(len(MODULES), last)
+            share = draw.dirichlet(np.full(last * layers, evenness)).reshape(layers, last)
             parts[rank, :, :last] = share * scores[query, rank]
             outputs[rank, :last] = parts[rank, :, :last].sum(0)[::-1]
             if counterfactual:
@@ -231,6 +248,48 @@ def _attribution(
         "dtype": "float32",
     }
     writer.finish(counts={"pairs": int((ids >= 0).sum())}, details=details)
+
+
+def read_page(page: str) -> dict[str, Any]:
+    """What a page's script reads, with its packed numbers: each text's `strings`, and each
+    sequence's `shadings` by name and `values` [group, unit]."""
+    data = json.loads(element(page, "data"))
+    numbers = np.frombuffer(_unpacked(page, "texts"), "<u4" if data["wide"] else "<u2")
+    for text in data["texts"]:
+        mine, numbers = np.split(numbers, [text["units"]])
+        text["strings"] = [data["strings"][number] for number in mine]
+    assert len(numbers) == 0
+    units = {text["n"]: text["units"] for text in data["texts"]}
+    for place, query in enumerate(data["queries"], 1):
+        packed = _unpacked(page, f"numbers{place}")
+        entries = [entry for entry in [*query["positive"], *query["negative"]] if entry["w"]]
+        count = sum(units[entry["n"]] for entry in entries) * len(data["shadings"])
+        low, high = (
+            np.frombuffer(packed, kind, count, at) for kind, at in (("u1", 0), ("i1", count))
+        )
+        whole, at = low + 256 * high.astype(np.int16), 2 * count
+        for entry in entries:
+            entry["shadings"] = {}
+            for name in data["shadings"]:
+                steps, whole = np.split(whole, [units[entry["n"]]])
+                entry["shadings"][name] = steps * entry["w"][name]
+        for entry in entries:
+            count = units[entry["n"]] * len(data["groups"])
+            steps = np.frombuffer(packed, "i1", count, at).reshape(len(data["groups"]), -1)
+            entry["values"] = steps * entry["map"]
+            at += count
+        assert at == len(packed)
+    return dict(data)
+
+
+def element(page: str, name: str) -> str:
+    found = re.search(rf'<script type="[a-z/-]+" id="{name}">(.*?)</script>', page, re.S)
+    assert found is not None
+    return found[1]
+
+
+def _unpacked(page: str, name: str) -> bytes:
+    return zlib.decompress(base64.b64decode(element(page, name)))
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:

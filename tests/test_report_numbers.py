@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-from report_fixtures import GROUPS, TOP, documents, make_run, read_json_lines
+from report_fixtures import GROUPS, TOP, documents, make_run, read_json_lines, read_page
 
 from inflcli.artifacts.attribution import EFFECTS, OUTPUTS, AttributionReader
 from inflcli.artifacts.candidates import CandidateReader
@@ -30,14 +29,14 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def out(run: Path) -> Path:
-    config = ReportConfig(("html", "jsonl"), 20, SIZE)
+    config = ReportConfig(("html", "jsonl"), TOP, SIZE)
     report(run, run / "report", config, Runtime())
     return run / "report"
 
 
 @pytest.fixture(scope="module")
 def view(run: Path) -> RunView:
-    done = report(run, None, ReportConfig(("terminal",), 20, SIZE), Runtime())
+    done = report(run, None, ReportConfig(("terminal",), TOP, SIZE), Runtime())
     assert done.view is not None
     return done.view
 
@@ -109,12 +108,64 @@ def test_the_histogram_counts_every_scanned_sequence_once(run: Path, view: RunVi
         assert sum(histogram.candidates) == len(scanned)
 
 
-def test_the_profile_is_the_sum_over_the_shown(view: RunView) -> None:
-    for query in view.queries:
+def test_the_influence_by_group_is_that_of_its_modules(run: Path, view: RunView) -> None:
+    """The three modules of the fixture are three layers, and so three groups."""
+    reader = AttributionReader.open(run / "attribution")
+    for number, sequence in _all(view):
+        rank = np.flatnonzero(reader.sequences()[number] == sequence.text.sequence)[0]
+        stored = reader.token_scores(number)[rank]
+        assert sequence.by_group is not None
+        assert sequence.by_group.sum(axis=1) == pytest.approx(stored.sum(axis=1), rel=1e-4)
+        if max(sequence.text.token_counts) == 1:
+            length = len(sequence.text.units)
+            np.testing.assert_allclose(sequence.by_group, stored[:, :length], rtol=1e-6)
+
+
+def test_the_profile_is_the_sum_over_the_top_sequences(
+    tmp_path: Path, tiny_tokenizer: Path
+) -> None:
+    """Of more sequences than the scan's lists hold."""
+    run = make_run(tmp_path / "run", tiny_tokenizer, documents(1300))
+    view = report(run, None, ReportConfig(("terminal",), TOP, None), Runtime()).view
+    assert view is not None
+    group = ScanReader.open(run / "scan").group
+    for number, query in enumerate(view.queries):
+        scores, layers = group["scores"][number], group["layer_scores"][number]
+        order = np.argsort(np.where(np.isnan(scores), 0, -scores), kind="stable")
         assert list(query.profile.names) == GROUPS
-        for place in range(len(GROUPS)):
-            total = sum(sequence.groups[place] for sequence in query.positive)
-            assert query.profile.positive[place] == pytest.approx(total)
+        assert [top.count for top in query.profile.tops] == [50, 500]
+        for top in query.profile.tops:
+            for sums, chosen in ((top.positive, order), (top.negative, order[::-1])):
+                assert sums == pytest.approx(layers[chosen[: top.count]].sum(0), rel=1e-4)
+
+
+def test_a_profile_of_few_sequences_is_one(view: RunView) -> None:
+    for query in view.queries:
+        (top,) = query.profile.tops
+        assert top.count == max(query.histogram.positive, query.histogram.negative)
+
+
+def test_near_duplicates_are_folded_and_copies_found(tmp_path: Path, tiny_tokenizer: Path) -> None:
+    text = "An ordinary day in the village, as any other there was, and nothing more to be told. "
+    same = [f"{text}The end of tale {number}." for number in range(5)]
+    copy = "They say that the old house is by the river."
+    texts = [{"id": f"{place}", "text": one} for place, one in enumerate([*same, copy])]
+    texts.append({"id": "last", "text": "Not scanned, as the last one."})
+    run = make_run(tmp_path / "run", tiny_tokenizer, texts, per_line=True, seq_len=100)
+    view = report(run, None, ReportConfig(("terminal",), 20, None), Runtime()).view
+    assert view is not None
+    first, second = view.queries
+    for query in view.queries:
+        for side in (query.positive, query.negative):
+            mine = [one for one in side if one.text.text.startswith("An ordinary")]
+            for head, *others in filter(None, [mine]):
+                assert head.duplicate_of is None
+                assert list(head.duplicates) == [other.rank for other in others]
+                assert {other.duplicate_of for other in others} <= {head.rank}
+    (shown,) = [one for one in first.sequences if one.text.text.startswith("They say")]
+    ((start, stop),) = shown.copied
+    assert "".join(shown.text.units[start:stop]).endswith("house is by the river.")
+    assert not any(sequence.copied for sequence in second.sequences)
 
 
 def test_queries_are_shown_in_full(run: Path, view: RunView) -> None:
@@ -132,19 +183,17 @@ def test_queries_are_shown_in_full(run: Path, view: RunView) -> None:
 
 def test_page_and_json_lines_say_the_same(out: Path, view: RunView) -> None:
     lines = [line for line in read_json_lines(out / "report.jsonl") if line["kind"] == "sequence"]
-    page = (out / "index.html").read_text()
-    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)
-    assert found is not None
-    queries = json.loads(found[1])["queries"]
+    queries = read_page((out / "index.html").read_text())["queries"]
     entries = [one for query in queries for sign in ("positive", "negative") for one in query[sign]]
     assert len(lines) == len(entries) == len(_all(view))
     for line, entry in zip(lines, entries, strict=True):
         assert line["sequence"] == entry["n"]
         assert line["score"] == pytest.approx(entry["score"], rel=1e-3)
-        packed = entry["w"]["tokens"]
-        told = [steps * packed["unit"] for steps in packed["steps"]]
-        strongest = max(map(abs, line["influence"]))
-        assert line["influence"] == pytest.approx(told, abs=1e-4 * strongest)
+        told, strongest = entry["shadings"]["tokens"], max(map(abs, line["influence"]))
+        assert line["influence"] == pytest.approx(told, abs=1e-3 * strongest)
+        groups = np.array(line["influence_by_group"])
+        assert entry["values"] == pytest.approx(groups, abs=np.abs(groups).max() / 31)
+        assert groups.sum(axis=0) == pytest.approx(line["influence"], abs=1e-5 * strongest)
         assert line["nats"] == pytest.approx(entry["nats"], rel=1e-3)
 
 
@@ -152,9 +201,9 @@ def test_counterfactual_attributions_are_shown_as_they_are(
     tmp_path: Path, tiny_tokenizer: Path
 ) -> None:
     run = make_run(tmp_path / "run", tiny_tokenizer, counterfactual=True)
-    report(run, run / "report", ReportConfig(("html", "jsonl"), 20, None), Runtime())
+    report(run, run / "report", ReportConfig(("html", "jsonl"), TOP, None), Runtime())
     reader = AttributionReader.open(run / "attribution")
-    view = report(run, None, ReportConfig(("terminal",), 20, None), Runtime()).view
+    view = report(run, None, ReportConfig(("terminal",), TOP, None), Runtime()).view
     assert view is not None
     assert list(view.shadings) == ["tokens", *EFFECTS]
     lines = [
@@ -173,17 +222,13 @@ def test_counterfactual_attributions_are_shown_as_they_are(
             assert np.abs(stored).max() > 0
             assert line[name] == list(sequence.effects[name])
         assert sum(sequence.effects[OUTPUTS]) == pytest.approx(sequence.score, rel=1e-4)
-    page = (run / "report" / "index.html").read_text()
-    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)
-    assert found is not None
-    data = json.loads(found[1])
+    data = read_page((run / "report" / "index.html").read_text())
     for query, told in zip(view.queries, data["queries"], strict=True):
         assert told["strongest"] == {name: query.strongest(name) for name in view.shadings}
         for sequence, entry in zip(query.positive, told["positive"], strict=True):
             for name in view.shadings:
-                packed, values = entry["w"][name], sequence.shadings[name]
-                steps = np.array(packed["steps"]) * packed["unit"]
-                assert np.abs(steps - values).max() <= packed["unit"]
+                told_values, values = entry["shadings"][name], sequence.shadings[name]
+                assert np.abs(told_values - values).max() <= entry["w"][name]
 
 
 def test_what_few_tokens_carry_is_marked_and_can_be_skipped(

@@ -80,15 +80,16 @@ def measured() -> Iterator[dict[str, Any]]:
         before = torch.cuda.memory_allocated()
     else:
         Path("/proc/self/clear_refs").write_text("5")
-        before = _resident("VmRSS")
+        before = resident("VmRSS")
     begun = now()
     yield answer
     answer["seconds"] = now() - begun
-    peak = torch.cuda.max_memory_allocated() if on_gpu else _resident("VmHWM")
+    peak = torch.cuda.max_memory_allocated() if on_gpu else resident("VmHWM")
     answer["peak_bytes"] = max(0, peak - before)
 
 
-def _resident(field: str) -> int:
+def resident(field: str) -> int:
+    """Bytes, of the kernel's account of this process: VmRSS, or its highest, VmHWM."""
     status = Path("/proc/self/status").read_text()
     return int(status.split(f"{field}:")[1].split()[0]) * 1024
 

@@ -112,13 +112,6 @@ def read(group: zarr.Group, name: str, selection: Any = ...) -> NDArray[Any]:
         return np.asarray(stored[selection])
 
 
-def read_rows(group: zarr.Group, name: str, first: int, second: NDArray[np.int64]) -> NDArray[Any]:
-    """Read entries [first, second[i]] of an array; CorruptArtifact when a chunk does not decode."""
-    stored = array(group, name)
-    with _damage(group, name):
-        return np.asarray(stored.oindex[first, second])
-
-
 @contextmanager
 def _damage(group: zarr.Group, name: str) -> Iterator[None]:
     try:

@@ -156,15 +156,30 @@ class RowReader:
             raise CorruptArtifact(f"{self.folder} is not a zarr array", _REMAKE)
         self.array = array
         self.shape: tuple[int, ...] = array.shape
+        self._held: tuple[int, NDArray[Any]] = (-1, np.zeros(0))
+        """The chunk that was decoded last for a part of it, and its first row."""
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def read(self, start: int = 0, stop: int | None = None) -> NDArray[Any]:
-        """Rows start:stop, clamped to the array. Cost: decoding the chunks that they touch."""
+        """Rows start:stop, clamped to the array, perhaps read-only. Cost: decoding the chunks that
+        they touch, but for the one that was touched last."""
         start, stop, _ = slice(start, stop).indices(len(self))
         if stop <= start:
             return np.zeros((0, *self.shape[1:]), self.array.dtype)
+        chunk = self.array.chunks[0]
+        first = start - start % chunk
+        if stop <= first + chunk:
+            held, block = self._held
+            if held != first:
+                block = self._decode(first, min(first + chunk, len(self)))
+                block.flags.writeable = False
+                self._held = (first, block)
+            return block[start - first : stop - first]
+        return self._decode(start, stop)
+
+    def _decode(self, start: int, stop: int) -> NDArray[Any]:
         chunk = self.array.chunks[0]
         self._require(range(start - start % chunk, stop, chunk))
         try:

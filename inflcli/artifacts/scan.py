@@ -6,7 +6,7 @@ asked for, `token_scores` [query, sequence, token], summed over modules.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from inflcli.artifacts import groups
 from inflcli.artifacts.folder import Artifact
 from inflcli.artifacts.groups import ArraySpec
 
+_TOGETHER = 1 << 30
 UNITS = "nats times number of training sequences (unscaled influence on the query's log p)"
 
 
@@ -134,6 +135,12 @@ class ScanReader:
     def group_names(self) -> list[str]:
         return [str(item) for item in self.attribute("group_names")]
 
+    @property
+    def group_of(self) -> dict[str, int]:
+        """The depth group of each scored module."""
+        details = self.artifact.manifest.details
+        return dict(zip(details["modules"], details["group_of"], strict=True))
+
     def attribute(self, name: str) -> Any:
         return self.group.attrs[name]
 
@@ -141,9 +148,36 @@ class ScanReader:
         """All scores of one query, [N]; NaN where not scanned."""
         return groups.read(self.group, "scores", (query, slice(None)))
 
-    def layer_scores(self, query: int, sequences: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Scores of some sequences by depth group, [n, G]."""
-        return groups.read_rows(self.group, "layer_scores", query, sequences)
+    def each_scores(self, queries: Sequence[int]) -> Iterator[NDArray[np.float32]]:
+        """`scores` of each of these queries, in their order; some read together, up to a GiB."""
+        # A chunk holds all queries: reading them one by one would read everything as many times.
+        total = groups.array(self.group, "scores").shape[1]
+        step = max(1, _TOGETHER // (4 * total))
+        for first in range(0, len(queries), step):
+            some = list(queries[first : first + step])
+            rows = slice(min(some), max(some) + 1)
+            found = groups.read(self.group, "scores", rows)
+            yield from (found[query - rows.start] for query in some)
+
+    def layer_scores(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Scores by depth group [Q, K, G] of each query's own sequences `ids` [Q, K]; NaN for -1.
+
+        Cost: every chunk that holds one of them is read once.
+        """
+        stored = groups.array(self.group, "layer_scores")
+        step, found = stored.chunks[1], np.full((*ids.shape, stored.shape[2]), np.nan, np.float32)
+        queries, places = np.nonzero(ids >= 0)
+        numbers = ids[queries, places]
+        order = np.argsort(numbers, kind="stable")
+        queries, places, numbers = queries[order], places[order], numbers[order]
+        chunks, starts = np.unique(numbers // step, return_index=True)
+        stops = [*starts[1:].tolist(), len(numbers)]
+        for chunk, start, stop in zip(chunks.tolist(), starts.tolist(), stops, strict=False):
+            span = slice(chunk * step, (chunk + 1) * step)
+            values = groups.read(self.group, "layer_scores", (slice(None), span))
+            query, number = queries[start:stop], numbers[start:stop]
+            found[query, places[start:stop]] = values[query, number - span.start]
+        return found
 
     def token_scores(self, query: int) -> NDArray[np.float32]:
         """Scores of one query by token, [N, T], 0 past a sequence's end, NaN where not scanned.

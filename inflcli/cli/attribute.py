@@ -9,20 +9,41 @@ import typer
 
 from inflcli.cli import common
 from inflcli.config import DTYPES, AttributeConfig
+from inflcli.errors import BadInput
 
 NAME = "attribute"
 PANEL = common.PIPELINE
+_TOP_K = AttributeConfig.top_k
 
 
 def command(
     model: common.Model,
     queries: common.Queries,
-    corpus: common.Corpus,
-    scan: Annotated[Path, typer.Option("--scan", help="Scores made by scan.")],
     out: common.Out,
+    corpus: Annotated[
+        Path | None, typer.Option("--corpus", help="The corpus that was scanned.")
+    ] = None,
+    scan: Annotated[Path | None, typer.Option("--scan", help="Scores made by scan.")] = None,
+    sequences: Annotated[
+        Path | None,
+        typer.Option(
+            "--sequences",
+            help="In place of a corpus and its scan: texts of your own, as prepare reads them, "
+            "each a sequence. --out is then a run, for report --run.",
+        ),
+    ] = None,
+    seq_len: Annotated[
+        int, typer.Option("--seq-len", min=2, help="Of --sequences: tokens of each at most.")
+    ] = 512,
     top_k: Annotated[
-        int, typer.Option("--top-k", min=1, help="Sequences of each sign per query.")
-    ] = 20,
+        int | None,
+        typer.Option(
+            "--top-k",
+            min=1,
+            help="Sequences of each sign per query.",
+            show_default=f"{_TOP_K}; of --sequences all",
+        ),
+    ] = None,
     counterfactual: Annotated[
         bool,
         typer.Option(
@@ -49,15 +70,28 @@ def command(
     """
     common.start(quiet=quiet, verbose=verbose, debug=debug)
     config = AttributeConfig(
-        top_k=top_k,
+        top_k=top_k or _TOP_K,
         counterfactual=counterfactual,
         dtype=common.choice("dtype", dtype, DTYPES),
         shard=common.shard(shard),
     )
-    out = config.shard.folder(out) if config.shard else out
     runtime = common.runtime(
         device=device, batch_size=batch_size, overwrite=overwrite, device_map=device_map
     )
-    from inflcli.stages.attribute import attribute
+    if sequences is not None:
+        if corpus is not None or scan is not None or config.shard is not None:
+            raise BadInput("--sequences goes without --corpus, --scan and --shard")
+        from inflcli.stages.attribute_sequences import attribute_sequences
 
-    common.finish(attribute(model, queries, corpus, scan, out, config, runtime), as_json)
+        done = attribute_sequences(
+            model, queries, sequences, out, config, runtime, seq_len=seq_len, top_k=top_k
+        )
+    else:
+        if corpus is None or scan is None:
+            missing = "--corpus" if corpus is None else "--scan"
+            raise BadInput(f"{missing} is missing", "or give texts of your own by --sequences")
+        from inflcli.stages.attribute import attribute
+
+        out = config.shard.folder(out) if config.shard else out
+        done = attribute(model, queries, corpus, scan, out, config, runtime)
+    common.finish(done, as_json)

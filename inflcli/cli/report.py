@@ -14,7 +14,7 @@ from inflcli.errors import BadInput
 
 NAME = "report"
 PANEL = common.PIPELINE
-_FORMATS = ("html", "terminal", "markdown", "jsonl")
+_FORMATS = ("html", "terminal", "markdown", "jsonl", "parquet", "figures")
 _TOP_K, _TERMINAL_TOP = 20, (5, 2)
 
 
@@ -58,6 +58,20 @@ def command(
             help="Leave out sequences that one token or two carry, which are marked otherwise.",
         ),
     ] = False,
+    compare: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--compare",
+            help="Another run over the same corpus, to hold against this one: by another method, "
+            "such as precondition --curvature identity, or model; give it several times.",
+        ),
+    ] = None,
+    pager: Annotated[
+        bool,
+        typer.Option(
+            "--pager/--no-pager", help="Page what is longer than the terminal, through $PAGER."
+        ),
+    ] = True,
     tokenizer: Annotated[
         str | None,
         typer.Option("--tokenizer", help="The corpus's tokenizer, if it has moved."),
@@ -68,7 +82,7 @@ def command(
     debug: common.Debug = False,
     as_json: common.Json = False,
 ) -> None:
-    """Show what a run found: a self-contained web page, a table on the terminal, Markdown, JSONL.
+    """Show what a run found: a web page, a table on the terminal or in a file, figures.
 
     Example: inflcli report --run run --out run/report --format html --format terminal
     """
@@ -82,12 +96,14 @@ def command(
     config = ReportConfig(wanted, top_k or _TOP_K, dataset_size, skip_spurious)
     from inflcli.stages.report import report
 
-    done = report(run, out, config, common.runtime(overwrite=overwrite), tokenizer)
+    runtime = common.runtime(overwrite=overwrite)
+    done = report(run, out, config, runtime, tokenizer, compare or [])
     if shows and done.view is not None:
         from inflcli.report.terminal import render
 
         limits = (top_k, top_k) if top_k else _TERMINAL_TOP
-        console.stdout.print(render(done.view, limits))
+        with console.paged(pager):
+            console.stdout.print(render(done.view, limits))
     _finish(done.result, [str(path) for path in done.files], as_json)
 
 

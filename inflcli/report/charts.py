@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from inflcli.report.model import Distribution, Histogram, LayerProfile, SequenceView
+from inflcli.report.model import ComparisonView, Distribution, Histogram, LayerProfile, SequenceView
 
 HEIGHT = 132
 """Pixels of the histogram's plot, without its axis."""
@@ -64,16 +64,23 @@ class SurvivalChart:
 
 
 @dataclass(frozen=True)
-class ProfileRow:
-    """A depth group: shares of the influence of the positive and the negative sequences."""
+class ProfileBars:
+    """Shares of the influence of the top sequences of both signs, and the bars that show them."""
 
-    name: str
     positive: float
     negative: float
     positive_x: float
     positive_width: float
     negative_x: float
     negative_width: float
+
+
+@dataclass(frozen=True)
+class ProfileRow:
+    """A depth group; bars for each number of top sequences."""
+
+    name: str
+    tops: Sequence[ProfileBars]
 
 
 def histogram_chart(histogram: Histogram, shown: Sequence[SequenceView]) -> HistogramChart:
@@ -139,6 +146,65 @@ def survival_chart(distribution: Distribution) -> SurvivalChart:
     )
 
 
+@dataclass(frozen=True)
+class ConcentrationChart:
+    """Which part of the positive influence the top sequences hold, by their share, on a
+    logarithmic axis."""
+
+    points: Sequence[tuple[float, float]]
+    """Per cent along x, pixels from the bottom along y."""
+    candidates: tuple[float, float] | None
+    """Where the TF-IDF candidates are."""
+    x_ticks: Sequence[Tick]
+    y_ticks: Sequence[Tick]
+
+
+def concentration_chart(distribution: Distribution) -> ConcentrationChart:
+    """From one sequence to all of them."""
+    lowest = distribution.curve[0][0]
+    span = math.log(1 / lowest) or 1.0
+
+    def along(share: float) -> float:
+        return 100 * math.log(share / lowest) / span
+
+    powers = range(math.ceil(math.log10(lowest) - 1e-9), 1)
+    found = distribution.candidates
+    return ConcentrationChart(
+        [(along(share), HEIGHT * part) for share, part in distribution.curve],
+        None if found is None else (along(found[0]), HEIGHT * found[1]),
+        [Tick(along(10.0**power), 10.0**power) for power in powers],
+        [Tick(HEIGHT * part, part) for part in (0.25, 0.5, 0.75, 1.0)],
+    )
+
+
+@dataclass(frozen=True)
+class ScatterChart:
+    """Ranks in two runs, both on logarithmic axes, the first at the left and at the bottom."""
+
+    points: Sequence[tuple[float, float, int, int, int]]
+    """Per cent along x, pixels from the bottom along y; sequence, and both ranks."""
+    x_ticks: Sequence[Tick]
+    y_ticks: Sequence[Tick]
+    corner: tuple[float, float]
+    """Where the top k of both end."""
+
+
+def scatter_chart(comparison: ComparisonView) -> ScatterChart:
+    """The sequences in the top k of either run."""
+    last = max(comparison.count, 2)
+
+    def along(rank: float) -> float:
+        return math.log(rank) / math.log(last)
+
+    ticks = [10**power for power in range(int(math.log10(last)) + 1)]
+    return ScatterChart(
+        [(100 * along(x), HEIGHT * along(y), n, x, y) for n, x, y in comparison.points],
+        [Tick(100 * along(tick), tick) for tick in ticks],
+        [Tick(HEIGHT * along(tick), tick) for tick in ticks],
+        (100 * along(comparison.k + 0.5), HEIGHT * along(comparison.k + 0.5)),
+    )
+
+
 def _log_ticks(low: float, high: float) -> list[float]:
     """1, 2 and 5 times powers of ten within low..high; fewer where there would be many."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
@@ -163,17 +229,21 @@ def nice_ticks(low: float, high: float, wanted: int = 6) -> list[float]:
 
 def profile_rows(profile: LayerProfile) -> list[ProfileRow]:
     """One row a depth group, the highest first; bars start at the middle."""
-    positive, negative = _shares(profile.positive), _shares(profile.negative)
+    columns = [_profile_bars(_shares(top.positive), _shares(top.negative)) for top in profile.tops]
+    rows = zip(profile.names, *columns, strict=True)
+    return [ProfileRow(name, bars) for name, *bars in rows][::-1]
+
+
+def _profile_bars(positive: Sequence[float], negative: Sequence[float]) -> list[ProfileBars]:
     widest = max(map(abs, [*positive, *negative, 1e-9]))
-    rows = []
-    for name, plus, minus in zip(profile.names, positive, negative, strict=True):
-        spans = [50 * abs(share) / widest for share in (plus, minus)]
+    found = []
+    for shares in zip(positive, negative, strict=True):
+        spans = [50 * abs(share) / widest for share in shares]
         places = [
-            50.0 - (span if share < 0 else 0.0)
-            for share, span in zip((plus, minus), spans, strict=True)
+            50.0 - (span if share < 0 else 0.0) for share, span in zip(shares, spans, strict=True)
         ]
-        rows.append(ProfileRow(name, plus, minus, places[0], spans[0], places[1], spans[1]))
-    return rows[::-1]
+        found.append(ProfileBars(*shares, places[0], spans[0], places[1], spans[1]))
+    return found
 
 
 def _shares(values: Sequence[float]) -> list[float]:

@@ -1,7 +1,7 @@
 """The run as one HTML page that needs nothing else: no network, no other file.
 
 The frame (queries, charts, provenance) is rendered here, autoescaped. The texts of the sequences
-are embedded once as JSON, and the page's script lays them out when their query is opened, so that
+are embedded once, packed, and the page's script lays them out when their query is opened, so that
 a page with thousands of sequences opens at once. The content-security policy admits the page's
 own style and script by their hashes, and nothing else.
 """
@@ -12,30 +12,34 @@ import base64
 import hashlib
 import json
 import math
+import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from numpy.typing import ArrayLike, NDArray
 
-from inflcli.report import charts
+from inflcli.report import charts, table
 from inflcli.report.excerpt import excerpt
 from inflcli.report.model import QueryView, RunView, SequenceText, SequenceView, SourceView
-from inflcli.report.text import clip, one_line, percent, place, signed, visible
+from inflcli.report.text import HIDDEN, clip, one_line, percent, place, signed, visible
 
 _EXCERPT = 420
 """Characters of a sequence's text that are shown before it is opened."""
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-_STEPS = 9999
-"""Steps from zero to a sequence's strongest token."""
+_STEPS, _MAP_STEPS = 999, 31
+"""Steps from zero to a sequence's strongest token, and to its strongest in a depth group."""
 _LABEL = 96
 """Longest document id or title."""
 
 
 def render(view: RunView) -> str:
     """The whole page. Cost: O(tokens shown)."""
-    environment = _environment()
+    environment, packed, carried = _environment(), payload(view), table.carried(view)
     style = environment.loader.get_source(environment, "report.css")[0]  # type: ignore[union-attr]
     script = environment.loader.get_source(environment, "report.js")[0]  # type: ignore[union-attr]
     policy = (
@@ -48,7 +52,11 @@ def render(view: RunView) -> str:
         # Our own files, which the policy pins by hash: they must go in as they are.
         style=Markup(style),
         script=Markup(script),
-        data=Markup(embed(payload(view))),
+        data=Markup(embed(packed.data)),
+        # Base64 has no character that could leave its element.
+        texts=Markup(packed.texts),
+        numbers=[Markup(numbers) for numbers in packed.queries],
+        parquet=None if carried is None else Markup(base64.b64encode(carried).decode()),
         plot_height=charts.HEIGHT,
     )
     # A lone surrogate cannot be written as UTF-8; `visible` leaves none, wherever it was applied.
@@ -74,12 +82,15 @@ def _environment() -> Environment:
         round=_round,
         tick=_tick,
         share=_share,
+        part=_part,
         about=_about,
     )
     environment.globals.update(
         histogram_chart=charts.histogram_chart,
         survival_chart=charts.survival_chart,
         profile_rows=charts.profile_rows,
+        scatter_chart=charts.scatter_chart,
+        concentration_chart=charts.concentration_chart,
     )
     return environment
 
@@ -111,6 +122,10 @@ def _share(value: float) -> str:
     return f"{100 * value:.3g}%"
 
 
+def _part(share: float) -> str:
+    return f"{100 * share:+.0f}%".replace("-", "\u2212")
+
+
 def _about(count: float) -> str:
     """Two digits: more would say more than is known."""
     return f"{float(f'{count:.2g}'):,.0f}" if count < 1e15 else "more than 10¹⁵"
@@ -136,34 +151,53 @@ def embed(content: Any) -> str:
     """JSON that cannot leave the script element it stands in, nor be cut by a line separator."""
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     # Of these only < could end the element; > and & are no loss, and save a reader the thought.
-    for character in "<>&\u2028\u2029":
+    for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
-    return text
+    # Nor is a hidden character there to be seen by who reads the source.
+    return HIDDEN.sub(lambda match: json.dumps(match[0])[1:-1], text)
 
 
-def payload(view: RunView) -> dict[str, Any]:
-    """What the page's script needs: texts by sequence number, and each query's sequences.
+@dataclass(frozen=True)
+class Payload:
+    """What the page's script needs: `data` as JSON, and numbers packed as base64 of zlib.
 
-    Tokens are numbers into one list of strings, and influences whole numbers of a unit of their
-    sequence's own: half the size of the page.
+    `texts` holds the tokens of every sequence, as numbers into `data`'s list of strings: in the
+    order of `data["texts"]`, of 16 bits or 32. `queries` hold, for each query, the shadings of its
+    sequences, 16 bits a unit, in the order of positive and negative ones and of `data["shadings"]`,
+    the low bytes of all and then the high ones; then the influences by depth group, 8 bits each.
+    Both are whole numbers of a unit of their sequence's own. Little-endian.
     """
+
+    data: dict[str, Any]
+    texts: str
+    queries: Sequence[str]
+
+
+def payload(view: RunView) -> Payload:
+    """Pack a run. Cost: O(tokens shown)."""
     texts = {s.text.sequence: s.text for query in view.queries for s in query.sequences}
     strings: dict[str, int] = {}
-    embedded = {str(number): _text(text, strings) for number, text in texts.items()}
-    return {
+    numbers = [strings.setdefault(unit, len(strings)) for t in texts.values() for unit in t.units]
+    wide = len(strings) > 1 << 16
+    data = {
         "groups": list(view.group_names),
         "candidates": view.candidates,
         "nats": view.dataset_size is not None,
+        "compared": [clip(one_line(run.name), _LABEL) for run in view.compared],
         "shadings": list(view.shadings),
         "strings": [visible(unit) for unit in strings],
-        "texts": embedded,
+        "wide": wide,
+        "texts": [_text(text) for text in texts.values()],
         "queries": [_query(query, view.shadings) for query in view.queries],
     }
+    packed = np.array(numbers, "<u4" if wide else "<u2")
+    return Payload(data, _pack(packed), [_packed(query, view.shadings) for query in view.queries])
 
 
-def _text(text: SequenceText, strings: dict[str, int]) -> dict[str, Any]:
+def _text(text: SequenceText) -> dict[str, Any]:
     return {
-        "t": [strings.setdefault(unit, len(strings)) for unit in text.units],
+        "n": text.sequence,
+        "units": len(text.units),
         "many": [n for n, count in enumerate(text.token_counts) if count > 1],
         "special": sorted(text.special),
         "tokens": sum(text.token_counts),
@@ -171,9 +205,15 @@ def _text(text: SequenceText, strings: dict[str, int]) -> dict[str, Any]:
     }
 
 
+def _shown(source: SourceView) -> str:
+    return clip(one_line(source.document_id), _LABEL)
+
+
 def _source(source: SourceView) -> dict[str, Any]:
+    shown = _shown(source)
     return {
-        "id": clip(one_line(source.document_id), _LABEL),
+        "id": shown,
+        **({} if shown == source.document_id else {"key": source.document_id}),
         "title": None if source.title is None else clip(one_line(source.title), _LABEL),
         "place": one_line(place(source.file, source.line)),
         "chars": [source.char_start, source.char_end],
@@ -183,6 +223,7 @@ def _source(source: SourceView) -> dict[str, Any]:
 
 def _query(query: QueryView, shadings: Sequence[str]) -> dict[str, Any]:
     return {
+        "id": one_line(query.id),
         "strongest": {name: query.strongest(name) for name in shadings},
         "positive": [_sequence(sequence) for sequence in query.positive],
         "negative": [_sequence(sequence) for sequence in query.negative],
@@ -198,16 +239,39 @@ def _sequence(view: SequenceView) -> dict[str, Any]:
         "rank": view.rank,
         "spurious": view.spurious,
         "tfidf": view.tfidf_rank,
+        "there": list(view.ranks_there),
         "groups": [_short(value) for value in view.groups],
-        "w": {name: _steps(values) for name, values in view.shadings.items()} or None,
+        "w": {name: _unit(values, _STEPS) for name, values in view.shadings.items()} or None,
+        "map": None if view.by_group is None else _unit(view.by_group, _MAP_STEPS),
+        "copied": [list(run) for run in view.copied],
+        "duplicates": list(view.duplicates),
+        "duplicate": view.duplicate_of,
         "cut": excerpt(view.text.units, view.influence, _EXCERPT),
         "main": None if source is None else list(view.text.sources).index(source),
     }
 
 
-def _steps(values: Sequence[float]) -> dict[str, Any]:
-    unit = max(map(abs, values), default=0.0) / _STEPS or 1.0
-    return {"unit": unit, "steps": [round(value / unit) for value in values]}
+def _packed(query: QueryView, shadings: Sequence[str]) -> str:
+    shown = [sequence for sequence in query.sequences if sequence.influence is not None]
+    fine = [_steps(view.shadings[name], _STEPS) for view in shown for name in shadings]
+    coarse = [_steps(view.by_group, _MAP_STEPS) for view in shown if view.by_group is not None]
+    # All low bytes before all high ones: what is alike lies together, and packs to less.
+    whole = np.concatenate([np.zeros(0), *fine]).astype("<i2").view("u1")
+    low, high = whole[::2].copy(), whole[1::2].copy()
+    return _pack(low, high, *(part.astype("i1") for part in coarse))
+
+
+def _pack(*parts: NDArray[Any]) -> str:
+    return base64.b64encode(zlib.compress(b"".join(part.tobytes() for part in parts))).decode()
+
+
+def _unit(values: ArrayLike, steps: int) -> float:
+    """The size of a step, of which the strongest value has `steps`."""
+    return float(np.abs(values).max(initial=0.0)) / steps or 1.0
+
+
+def _steps(values: ArrayLike, steps: int) -> NDArray[np.float64]:
+    return np.rint(np.asarray(values, np.float64) / _unit(values, steps))
 
 
 def _short(value: float) -> float:

@@ -29,6 +29,7 @@ def _lines(view: RunView) -> Iterator[dict[str, Any]]:
         "corpus_size": view.corpus_size,
         "dataset_size": view.dataset_size,
         "provenance": asdict(view.provenance),
+        "compared": [asdict(run) for run in view.compared],
     }
     for query in view.queries:
         yield _query(query)
@@ -50,6 +51,7 @@ def _query(query: QueryView) -> dict[str, Any]:
         "histogram": None if query.histogram is None else asdict(query.histogram),
         "distribution": None if query.distribution is None else asdict(query.distribution),
         "layer_profile": asdict(query.profile),
+        "comparisons": [None if one is None else asdict(one) for one in query.comparisons],
     }
 
 
@@ -64,6 +66,7 @@ def _sequence(query: QueryView, sequence: SequenceView) -> dict[str, Any]:
         "score": sequence.score,
         "nats": sequence.nats,
         "tfidf_rank": sequence.tfidf_rank,
+        "ranks_there": list(sequence.ranks_there),
         "spurious": sequence.spurious,
         "groups": list(sequence.groups),
         "sources": [
@@ -72,5 +75,9 @@ def _sequence(query: QueryView, sequence: SequenceView) -> dict[str, Any]:
         ],
         "tokens": list(text.units),
         "influence": None if sequence.influence is None else list(sequence.influence),
+        "influence_by_group": None if sequence.by_group is None else sequence.by_group.tolist(),
         **{name: list(values) for name, values in sequence.effects.items()},
+        "copied": [list(run) for run in sequence.copied],
+        "duplicate_of": sequence.duplicate_of,
+        "duplicates": list(sequence.duplicates),
     }

@@ -58,7 +58,8 @@ def _query(view: RunView, query: QueryView) -> Iterator[str]:
     yield f"> {prompt}<b>{completion}</b>"
     yield ""
     yield f"log p = {query.log_p:.4f}"
-    for title, sequences in (("Raise it", query.positive), ("Lower it", query.negative)):
+    for title, side in (("Raise it", query.positive), ("Lower it", query.negative)):
+        sequences = [sequence for sequence in side if sequence.duplicate_of is None]
         if sequences:
             yield from ("", f"### {title}", "")
             yield from _table(view, sequences, query.strongest())
@@ -87,7 +88,8 @@ def _source(sequence: SequenceView) -> str:
     if source is None:
         return f"sequence {sequence.text.sequence}"
     where = f"{place(source.file, source.line)}, characters {source.char_start}–{source.char_end}"
-    return f"{escape(clip(source.document_id, 100))}<br>{escape(where)}"
+    lines = [escape(clip(source.document_id, 100)), escape(where), escape(sequence.alike)]
+    return "<br>".join(filter(None, lines))
 
 
 def _snippet(sequence: SequenceView, strongest: float) -> str:

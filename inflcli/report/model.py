@@ -10,6 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 POSITIVE, NEGATIVE = 1, -1
 SPURIOUS, SPURIOUS_MEANS = "†", "one token or two carry most of the influence"
 TOKENS = "tokens"
@@ -68,6 +71,22 @@ class SequenceView:
     """The counterfactual attributions by unit, as far as there are any."""
     spurious: bool = False
     """Whether one token or two carry most of the influence, which often says little."""
+    by_group: NDArray[np.float32] | None = None
+    """`influence` by depth group, [group, unit]."""
+    copied: Sequence[tuple[int, int]] = ()
+    """Half-open runs of units that repeat the query word for word."""
+    duplicate_of: int | None = None
+    """The rank of the first sequence of its sign that it nearly equals; None if there is none."""
+    duplicates: Sequence[int] = ()
+    """The ranks of those that nearly equal it, where it is the first."""
+    ranks_there: Sequence[int | None] = ()
+    """Its rank in each compared run, by the same sign; None where that did not scan it."""
+
+    @property
+    def alike(self) -> str:
+        """What is to be said of its near-duplicates; empty without any."""
+        ranks = ", ".join(map(str, self.duplicates))
+        return f"and {len(self.duplicates)} nearly the same: {ranks}" if ranks else ""
 
     @property
     def shadings(self) -> dict[str, Sequence[float]]:
@@ -154,6 +173,10 @@ class Distribution:
     """Scores, descending, and how many are at least as high."""
     concentration: Sequence[tuple[float, float]]
     """A share of the sequences, and the part of the positive influence that the top of it has."""
+    curve: Sequence[tuple[float, float]]
+    """The same at even steps of the share's logarithm, from one sequence to all."""
+    candidates: tuple[float, float] | None
+    """The share of the sequences that are TF-IDF candidates, and their part; None without any."""
     tail: TailView | None
     """None where there are too few positive scores."""
     effort: EffortView | None
@@ -161,12 +184,61 @@ class Distribution:
 
 
 @dataclass(frozen=True)
-class LayerProfile:
-    """Scores by depth group, lowest first, summed over the shown sequences of each sign."""
+class ProfileTop:
+    """Scores by depth group, summed over the `count` top sequences of each sign."""
 
-    names: Sequence[str]
+    count: int
     positive: Sequence[float]
     negative: Sequence[float]
+
+
+@dataclass(frozen=True)
+class LayerProfile:
+    """Where in the model the influence sits; depth groups from the lowest."""
+
+    names: Sequence[str]
+    tops: Sequence[ProfileTop]
+    """Of growing numbers of sequences."""
+
+
+@dataclass(frozen=True)
+class ComparedRun:
+    """Another run, held against the one that is reported."""
+
+    name: str
+    differences: Sequence[Fact]
+    """What its provenance says otherwise."""
+
+
+@dataclass(frozen=True)
+class FoundView:
+    """A sequence that one run ranks high, and another does not."""
+
+    sequence: int
+    rank: int
+    """In the run that found it."""
+    other: int
+    """In the run that did not."""
+    source: str
+    text: str
+    """Its beginning."""
+
+
+@dataclass(frozen=True)
+class ComparisonView:
+    """A query in two runs, over the sequences that both scored; ranks are by positive influence."""
+
+    count: int
+    pearson: float | None
+    """None where it is not defined."""
+    spearman: float | None
+    overlap: float
+    """The share of the one's top `k` that are among the other's."""
+    k: int
+    points: Sequence[tuple[int, int, int]]
+    """Sequence, rank here, rank there, of what is in the top `k` of either."""
+    only_here: Sequence[FoundView]
+    only_there: Sequence[FoundView]
 
 
 @dataclass(frozen=True)
@@ -190,6 +262,8 @@ class QueryView:
     distribution: Distribution | None
     """None when no score is positive."""
     profile: LayerProfile
+    comparisons: Sequence[ComparisonView | None] = ()
+    """With each compared run; None where that has no query of this id."""
 
     @property
     def sequences(self) -> list[SequenceView]:
@@ -245,5 +319,6 @@ class RunView:
     shadings: Sequence[str]
     """The attributions that there are, token influence first; empty without any."""
     provenance: Provenance
+    compared: Sequence[ComparedRun] = ()
     version: str = ""
     extra: dict[str, Any] = field(default_factory=dict)

@@ -60,7 +60,12 @@ class _QueryTable:
         self.view, self.query, self.limits = view, query, limits
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        shown = [*self.query.positive[: self.limits[0]], *self.query.negative[: self.limits[1]]]
+        sides = (self.query.positive, self.query.negative)
+        shown = [
+            sequence
+            for side, limit in zip(sides, self.limits, strict=True)
+            for sequence in [one for one in side if one.duplicate_of is None][:limit]
+        ]
         if not shown:
             yield Text("no sequence was scanned, or all scores are zero", style="dim")
             return
@@ -113,6 +118,8 @@ def _source(sequence: SequenceView, room: int) -> Text:
     where = one_line(place(source.file, source.line))
     if where not in name and len(name) + len(where) + 2 <= max(room, 24):
         text.append(f"  {where}", style="dim")
+    if sequence.alike:
+        text.append(f"  {sequence.alike}", style="dim")
     return text
 
 

@@ -25,12 +25,12 @@ def _hidden() -> str:
     return "[" + "".join(re.escape(chr(code)) for code in found) + "\ud800-\udfff]"
 
 
-_HIDDEN = re.compile(_hidden())
+HIDDEN = re.compile(_hidden())
 
 
 def visible(text: str) -> str:
     """`text` with a visible stand-in for every hidden character but newline and tab."""
-    return _HIDDEN.sub(lambda match: _stand_in(ord(match[0])), text)
+    return HIDDEN.sub(lambda match: _stand_in(ord(match[0])), text)
 
 
 def _stand_in(code: int) -> str:

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 _FALLBACK = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _CONTEXT = 8
 """Tokens of context for tokenizers whose pieces cannot be read."""
@@ -31,12 +34,13 @@ class Units:
         """The unit that each token is in."""
         return [unit for unit, count in enumerate(self.counts) for _ in range(count)]
 
-    def pool(self, values: Sequence[float]) -> list[float]:
-        """Sum values by token into values by unit."""
-        pooled = [0.0] * len(self.counts)
-        for unit, value in zip(self.unit_of_token(), values, strict=True):
-            pooled[unit] += float(value)
-        return pooled
+    def pool(self, values: ArrayLike) -> NDArray[np.float64]:
+        """Sum values [..., token] into values [..., unit]."""
+        summed = np.asarray(values, np.float64)
+        if not self.counts:
+            return summed[..., :0]
+        starts = np.cumsum([0, *self.counts[:-1]])
+        return np.add.reduceat(summed, starts, axis=-1)
 
 
 class TokenText:
@@ -134,6 +138,7 @@ def _byte_alphabet() -> dict[str, int]:
     return alphabet | {chr(256 + place): byte for place, byte in enumerate(others)}
 
 
+@cache
 def _byte_level(token: str) -> bytes | None:
     alphabet = _byte_alphabet()
     if any(character not in alphabet for character in token):
@@ -141,6 +146,7 @@ def _byte_level(token: str) -> bytes | None:
     return bytes(alphabet[character] for character in token)
 
 
+@cache
 def _byte_fallback(token: str) -> bytes | None:
     """Pieces as SentencePiece writes them, with <0xNN> for a single byte."""
     byte = _FALLBACK.fullmatch(token)

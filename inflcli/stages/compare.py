@@ -33,10 +33,11 @@ def compare(first: Path, second: Path, top_k: int) -> dict[str, Any]:
     if not shared:
         raise BadInput(f"{first} and {second} have no query in common, by their ids")
     rows: list[dict[str, float | None]] = []
-    for name in shared:
-        one, other = (
-            reader.scores(place[name]) for reader, place in zip(readers, places, strict=True)
-        )
+    both = (
+        reader.each_scores([place[name] for name in shared])
+        for reader, place in zip(readers, places, strict=True)
+    )
+    for one, other in zip(*both, strict=True):
         found = asdict(agreement(one, other, top_k))
         rows.append({key: _known(value) for key, value in found.items()})
     return {

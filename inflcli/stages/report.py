@@ -14,20 +14,25 @@ from inflcli.artifacts.manifest import Identity
 from inflcli.artifacts.writer import ArtifactWriter
 from inflcli.config import ReportConfig, Runtime
 from inflcli.errors import InflcliError
-from inflcli.report import html, jsonl, markdown
+from inflcli.report import figures, html, jsonl, markdown, table
 from inflcli.report.model import RunView
 from inflcli.stages import common
+from inflcli.stages.report_compare import Other
+from inflcli.stages.report_parts import shadings
 from inflcli.stages.report_provenance import provenance
 from inflcli.stages.report_run import Run
-from inflcli.stages.report_views import Views, shadings
+from inflcli.stages.report_views import Views
 
 STAGE = "report"
 TERMINAL = "terminal"
-_RENDERERS: dict[str, tuple[str, Callable[[RunView], str]]] = {
+_RENDERERS: dict[str, tuple[str, Callable[[RunView], str | bytes | dict[str, bytes]]]] = {
     "html": ("index.html", html.render),
     "markdown": ("report.md", markdown.render),
     "jsonl": ("report.jsonl", jsonl.render),
+    "parquet": ("report.parquet", table.render),
+    "figures": (figures.FOLDER, figures.render),
 }
+"""The file of each format, or its folder."""
 FORMATS = (*_RENDERERS, TERMINAL)
 
 
@@ -49,6 +54,7 @@ def report(
     config: ReportConfig,
     runtime: Runtime,
     tokenizer: str | None = None,
+    compared: Sequence[Path] = (),
 ) -> Reported:
     """Render the run in `folder` to `out`, and gather its data when a terminal is to show it.
 
@@ -57,14 +63,23 @@ def report(
     """
     run = Run.open(folder)
     to_files = tuple(name for name in _RENDERERS if name in config.formats)
-    gather = _Gather(run, config, tokenizer, folder.resolve().name, runtime.command)
+    others = [Other.open(other, run) for other in compared]
+    gather = _Gather(run, others, config, tokenizer, folder.resolve().name, runtime.command)
     if not to_files or out is None:
         return Reported(None, (), gather.view())
     # The order in which formats were named, and the terminal, leave no trace in the files.
     identity = Identity(
         STAGE,
         replace(config, formats=to_files).identity(),
-        {name: artifact.as_input() for name, artifact in run.artifacts.items()},
+        {
+            **{name: artifact.as_input() for name, artifact in run.artifacts.items()},
+            **{
+                f"compared {number} {name}": artifact.as_input()
+                for number, other in enumerate(others, 1)
+                for name, artifact in other.run.artifacts.items()
+                if name in ("queries", "scan")
+            },
+        },
     )
     writer = ArtifactWriter.begin(
         out, identity, overwrite=runtime.overwrite, command=runtime.command
@@ -87,7 +102,11 @@ def report(
 def _write(writer: ArtifactWriter, view: RunView, formats: Sequence[str]) -> Artifact:
     for name in formats:
         file, render = _RENDERERS[name]
-        files.write_bytes(writer.folder / file, render(view).encode("utf-8"))
+        content = render(view)
+        for path, part in content.items() if isinstance(content, dict) else [(file, content)]:
+            place = writer.folder / path
+            place.parent.mkdir(exist_ok=True)
+            files.write_bytes(place, part.encode("utf-8") if isinstance(part, str) else part)
     counts = {
         "queries": len(view.queries),
         "sequences": sum(len(query.sequences) for query in view.queries),
@@ -100,6 +119,7 @@ class _Gather:
     """Turns the artifacts into plain data, once, when it is needed."""
 
     run: Run
+    others: Sequence[Other]
     config: ReportConfig
     tokenizer: str | None
     title: str
@@ -118,9 +138,7 @@ class _Gather:
             self.config.dataset_size,
             self.config.skip_spurious,
         )
-        kept = int(run.scan.top()[0].shape[2])
-        if kept < min(self.config.top_k, run.corpus.n_sequences):
-            console.info(f"the scan kept the top {kept} of each sign (its --top-k)")
+        views.compared = [other.ranks(run, views.read) for other in self.others]
         with console.progress("report", len(run.queries.ids), unit="queries") as meter:
             queries = views.build(meter.advance)
         filtered = None if run.candidates is None else int(run.candidates.ids.shape[1])
@@ -134,5 +152,6 @@ class _Gather:
             candidates=filtered,
             shadings=shadings(run.attribution),
             provenance=provenance(run.artifacts, queries, self.command),
+            compared=[other.described(run) for other in self.others],
             version=__version__,
         )

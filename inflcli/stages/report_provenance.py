@@ -27,9 +27,15 @@ def provenance(
 ) -> Provenance:
     """The provenance of a run's `artifacts`, by name in the pipeline's order."""
     manifests = {name: artifact.manifest for name, artifact in artifacts.items()}
-    facts = [*_model_facts(manifests), *_query_facts(manifests, views), *_scan_facts(manifests)]
     records = [_record(artifact) for artifact in artifacts.values()]
-    return Provenance(facts, records, caveats(manifests, views), shlex.join(command))
+    warned = caveats(manifests, views)
+    return Provenance(facts(artifacts, views), records, warned, shlex.join(command))
+
+
+def facts(artifacts: Mapping[str, Artifact], views: Sequence[QueryView] = ()) -> list[Fact]:
+    """What was computed from what, a line each."""
+    manifests = {name: artifact.manifest for name, artifact in artifacts.items()}
+    return [*_model_facts(manifests), *_query_facts(manifests, views), *_scan_facts(manifests)]
 
 
 def _record(artifact: Artifact) -> StageRecord:

@@ -47,12 +47,12 @@ class Run:
 
     @classmethod
     def open(cls, folder: Path) -> Run:
-        """Corpus and factors that are not in `folder` are looked for where they were.
+        """Corpus, factors and queries that are not in `folder` are looked for where they were.
 
         Raises MissingArtifact, CorruptArtifact, StaleArtifact naming what does not fit.
         """
-        queries = QueriesReader.open(folder / "queries")
         scan = ScanReader.open(folder / "scan")
+        queries = QueriesReader.open(_shared(folder, "queries", scan.artifact))
         run = cls(
             CorpusReader.open(_shared(folder, "corpus", scan.artifact)),
             queries,

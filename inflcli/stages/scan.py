@@ -80,7 +80,7 @@ def scan(
         chosen.artifact.require_input("queries", wanted.artifact.manifest.inputs["queries"], again)
         inputs["candidates"] = chosen.artifact.as_input()
     ids = _scanned(reader, config, chosen)
-    begun = common.begin(out, Identity(STAGE, config.identity(), inputs), runtime, _salvaged)
+    begun = common.begin(out, Identity(STAGE, config.identity(), inputs), runtime, salvaged)
     if begun is None:
         return common.up_to_date(out, STAGE)
     loaded = common.load(model, config.dtype, runtime)
@@ -91,7 +91,7 @@ def scan(
     return common.result(artifact, fresh=False, summary=summary)
 
 
-def _salvaged(manifest: Manifest, damaged: Collection[str]) -> dict[str, Any]:
+def salvaged(manifest: Manifest, damaged: Collection[str]) -> dict[str, Any]:
     """The progress of a damaged scan: the chunks whose files are sound."""
     chunks = store.chunks_in(manifest.files) - store.chunks_in(damaged)
     return {"chunks": sorted(chunks), "routes": manifest.details["routes"]}
@@ -162,6 +162,7 @@ class Scan:
             "dtype": self.config.dtype,
             "precision": self.config.precision,
             "modules": [module.name for module in self.modules],
+            "group_of": [depth_group(module, self.modules) for module in self.modules],
         }
         return self.begun.finish(counts=counts, details=details, timings={"scan": seconds})
 

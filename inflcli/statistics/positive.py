@@ -48,6 +48,11 @@ class Positive:
     def count(self) -> int:
         return int(self._counts.sum())
 
+    @property
+    def total(self) -> float:
+        """Their sum."""
+        return float(self._sums.sum())
+
     def tail(self) -> NDArray[np.float64]:
         """The highest 0.01 %, or 50 if these are more, ascending."""
         return self._top[-_tail_of(self.count) :]

@@ -6,7 +6,10 @@
   const links = [...document.querySelectorAll("#list a")];
   const tip = byId("tip"), say = byId("say"), find = byId("find");
   const LEVELS = 10, GAMMA = 0.7, FAINT = 0.02;
-  let open = -1, shading = data.shadings[0];
+  const texts = new Map(data.texts.map((text) => [text.n, text]));
+  const textOf = (entry) => texts.get(entry.n);
+  // Which attribution shades the texts, and of which depth group; null for all of them.
+  let open = -1, shading = data.shadings[0], layer = null;
 
   // Text of the corpus goes through textContent and nothing else.
   function make(tag, name, text) {
@@ -30,18 +33,79 @@
       : size.toExponential(2);
     return (value > 0 ? "+" : "\u2212") + body;
   }
-  // Tokens and influences are unpacked when they are first looked at.
-  function units(number) {
-    const text = data.texts[number];
-    text.units ??= text.t.map((i) => data.strings[i]);
-    return text.units;
+  function bytesOf(id) {
+    const coded = atob(byId(id).textContent), bytes = new Uint8Array(coded.length);
+    for (let i = 0; i < coded.length; i++) bytes[i] = coded.charCodeAt(i);
+    return bytes;
   }
-  function weights(entry, name = shading) {
-    const packed = entry.w?.[name];
-    if (packed) packed.values ??= packed.steps.map((steps) => steps * packed.unit);
-    return packed?.values;
+  // Numbers are packed, and inflated when they are first needed: texts once, and each query's own.
+  async function inflate(id) {
+    const stream = new Blob([bytesOf(id)]).stream().pipeThrough(new DecompressionStream("deflate"));
+    return new Response(stream).arrayBuffer();
   }
-  const strongestIn = (box) => box.query.strongest[shading];
+  let reading = null;
+  function readTexts() {
+    reading ??= inflate("texts").then((bytes) => {
+      const numbers = data.wide ? new Uint32Array(bytes) : new Uint16Array(bytes);
+      let at = 0;
+      for (const text of data.texts) {
+        text.numbers = numbers.subarray(at, at + text.units);
+        at += text.units;
+      }
+    });
+    return reading;
+  }
+  function readNumbers(number) {
+    const query = data.queries[number];
+    query.reading ??= inflate(`numbers${number + 1}`).then((bytes) => {
+      const entries = [...query.positive, ...query.negative].filter((entry) => entry.w);
+      // Low bytes of 16 bits a unit and shading, then the high ones.
+      const count = entries.reduce((sum, entry) => sum + textOf(entry).units, 0) * data.shadings.length;
+      const low = new Uint8Array(bytes, 0, count), high = new Int8Array(bytes, count, count);
+      const steps = Int16Array.from(low, (byte, i) => byte + 256 * high[i]);
+      let at = 0;
+      for (const entry of entries) {
+        for (const name of data.shadings) {
+          const length = textOf(entry).units;
+          entry.w[name] = { unit: entry.w[name], steps: steps.subarray(at, at + length) };
+          at += length;
+        }
+      }
+      at = 2 * count;
+      for (const entry of entries) {
+        const length = textOf(entry).units * data.groups.length;
+        entry.map = { unit: entry.map, steps: new Int8Array(bytes, at, length) };
+        at += length;
+      }
+    });
+    return query.reading;
+  }
+  function units(entry) {
+    const text = textOf(entry);
+    text.words ??= Array.from(text.numbers, (number) => data.strings[number]);
+    return text.words;
+  }
+  function weights(entry, name = shading, group = layer) {
+    if (!entry.w) return undefined;
+    if (group !== null && name === data.shadings[0]) return inGroup(entry, group);
+    const packed = entry.w[name];
+    packed.values ??= Array.from(packed.steps, (steps) => steps * packed.unit);
+    return packed.values;
+  }
+  function inGroup(entry, group) {
+    const { unit, steps } = entry.map, length = textOf(entry).units;
+    return Array.from(steps.subarray(group * length, (group + 1) * length), (step) => step * unit);
+  }
+  const strongestOf = (values) => values.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
+  function strongestIn(box) {
+    const query = box.query;
+    if (layer === null || shading !== data.shadings[0]) return query.strongest[shading];
+    query.strongestOfGroup ??= data.groups.map((_, group) => {
+      const shaded = [...query.positive, ...query.negative].filter((entry) => entry.w);
+      return shaded.reduce((most, entry) => Math.max(most, strongestOf(inGroup(entry, group))), 0);
+    });
+    return query.strongestOfGroup[layer];
+  }
   const shown = (unit) => unit.replaceAll("\n", "↵\n").replaceAll("\t", "⇥\t");
   const inline = (unit) => unit.replaceAll("\n", "↵").replaceAll("\t", "⇥");
 
@@ -54,14 +118,25 @@
   }
   function fill(box, whole) {
     const entry = box.entry, strongest = strongestIn(box);
-    const text = data.texts[entry.n], strings = units(entry.n), values = weights(entry);
+    const text = textOf(entry), strings = units(entry), values = weights(entry);
     const [start, stop] = whole ? [0, strings.length] : entry.cut;
     const special = new Set(text.special);
     const begins = new Map(text.sources.map((source) => [source.units[0], source]));
     const parts = document.createDocumentFragment();
+    let run = null, runEnds = 0;
     if (start > 0) parts.append(make("span", "gap", "… "));
     for (let i = start; i < stop; i++) {
-      if (text.sources.length > 1 && begins.has(i)) parts.append(make("span", "doc", begins.get(i).id));
+      if (text.sources.length > 1 && begins.has(i)) {
+        parts.append(make("span", "doc", begins.get(i).id));
+        runEnds = i;
+      }
+      const copied = i >= runEnds && entry.copied.find(([from, to]) => from <= i && i < to);
+      if (copied) {
+        run = make("span", "copied");
+        run.title = "word for word in the query";
+        runEnds = copied[1];
+        parts.append(run);
+      }
       const unit = make("span", "t", shown(strings[i]));
       if (special.has(i)) unit.classList.add("sp");
       if (values) {
@@ -69,11 +144,12 @@
         if (name) unit.classList.add(name);
       }
       unit.dataset.i = i;
-      parts.append(unit);
+      (i < runEnds ? run : parts).append(unit);
     }
     if (stop < strings.length) parts.append(make("span", "gap", " …"));
     box.replaceChildren(parts);
     box.classList.toggle("all", whole);
+    if (box.map) drawMap(box);
   }
   function layers(entry) {
     const count = entry.groups.length, step = 7, height = 22;
@@ -110,7 +186,7 @@
   }
   function influenceOf(entry, source) {
     if (!entry.w) return "";
-    return signed(weights(entry, data.shadings[0]).slice(...source.units).reduce((sum, value) => sum + value, 0));
+    return signed(weights(entry, data.shadings[0], null).slice(...source.units).reduce((sum, value) => sum + value, 0));
   }
   function others(entry, sources) {
     const rest = sources.filter((_, i) => i !== entry.main);
@@ -127,7 +203,7 @@
     return details;
   }
   function card(entry, sign, query, largest) {
-    const text = data.texts[entry.n];
+    const text = textOf(entry);
     const item = make("li", `card ${sign}`);
     const gauge = make("div", "gauge"), filled = make("i");
     filled.style.width = `${Math.max(1, 100 * Math.abs(entry.score) / largest)}%`;
@@ -141,11 +217,21 @@
       const found = entry.tfidf === null ? `TF-IDF: not in the top ${data.candidates.toLocaleString("en")}` : `TF-IDF: rank ${entry.tfidf.toLocaleString("en")}`;
       head.append(make("span", "tfidf", found));
     }
+    entry.there.forEach((rank, i) => {
+      const place = rank === null ? "not scanned" : `rank ${rank.toLocaleString("en")}`;
+      head.append(make("span", "tfidf", `${data.compared[i]}: ${place}`));
+    });
     if (entry.spurious) {
       const flag = make("span", "spurious", "one token carries it");
       flag.title = "One token or two hold most of this sequence’s influence; such a match often says little.";
       head.append(flag);
       item.classList.add("spurious");
+    }
+    const copied = entry.copied.reduce((sum, [start, stop]) => sum + stop - start, 0);
+    if (copied) {
+      const flag = make("span", "repeats", `repeats ${copied} tokens`);
+      flag.title = "Word for word in the query, and outlined in the text.";
+      head.append(flag);
     }
     head.append(layers(entry));
     item.append(gauge, head);
@@ -165,8 +251,102 @@
     box.query = query;
     fill(box, false);
     item.append(box);
-    if (entry.cut[0] > 0 || entry.cut[1] < text.t.length) item.append(opener(box, text));
+    const buttons = make("div", "buttons");
+    if (entry.cut[0] > 0 || entry.cut[1] < text.units) buttons.append(opener(box, text));
+    if (entry.w) buttons.append(mapper(box));
+    item.append(buttons);
+    if (entry.duplicates.length) item.append(folded(entry, sign, query, largest));
     return item;
+  }
+  // Near-duplicates, laid out when they are asked for.
+  function folded(entry, sign, query, largest) {
+    const details = make("details", "duplicates"), count = entry.duplicates.length;
+    const ranks = entry.duplicates.join(", ");
+    details.append(make("summary", "", `and ${count} nearly the same: rank${count === 1 ? "" : "s"} ${ranks}`));
+    const list = make("ol", "cards");
+    details.append(list);
+    details.addEventListener("toggle", () => {
+      if (!details.open || list.childElementCount) return;
+      const members = query[sign].filter((other) => other.duplicate === entry.rank);
+      list.append(...members.map((other) => card(other, sign, query, largest)));
+    });
+    return details;
+  }
+
+  // Layers × tokens
+  const ROW = 14;
+  function mapper(box) {
+    const button = make("button", "more", "Layers × tokens");
+    button.type = "button";
+    button.setAttribute("aria-expanded", "false");
+    button.addEventListener("click", () => {
+      if (box.map) {
+        box.map.remove();
+        box.map = null;
+      } else {
+        box.map = make("div", "map");
+        box.after(box.map);
+        drawMap(box);
+      }
+      button.setAttribute("aria-expanded", String(Boolean(box.map)));
+    });
+    return button;
+  }
+  function drawMap(box) {
+    const entry = box.entry, strings = units(entry), count = data.groups.length;
+    const spans = [...box.querySelectorAll(".t")].map((unit) => Number(unit.dataset.i));
+    const first = spans[0], width = spans.length;
+    const names = make("div", "names"), scroll = make("div", "scroll"), canvas = make("canvas");
+    // The highest layers on top.
+    for (let group = count - 1; group >= 0; group--) names.append(make("span", "", data.groups[group]));
+    // It may be wider than its card: the keyboard scrolls it, too.
+    scroll.tabIndex = 0;
+    scroll.setAttribute("role", "group");
+    scroll.setAttribute("aria-label", "Influence by layers and tokens");
+    scroll.append(canvas);
+    box.map.replaceChildren(names, scroll);
+    const cell = Math.max(5, Math.min(18, Math.floor(scroll.clientWidth / width)));
+    const sharp = window.devicePixelRatio || 1;
+    canvas.width = cell * width * sharp;
+    canvas.height = ROW * count * sharp;
+    canvas.style.width = `${cell * width}px`;
+    canvas.style.height = `${ROW * count}px`;
+    const style = getComputedStyle(document.documentElement), pen = canvas.getContext("2d");
+    const colours = ["--plus-rgb", "--minus-rgb"].map((name) => style.getPropertyValue(name));
+    const rows = data.groups.map((_, group) => inGroup(entry, group));
+    const strongest = Math.max(...rows.map(strongestOf), 1e-30);
+    pen.scale(sharp, sharp);
+    let best = [0, 0];
+    rows.forEach((row, group) => {
+      const y = ROW * (count - 1 - group);
+      for (let i = 0; i < width; i++) {
+        const value = row[first + i], share = Math.abs(value) / strongest;
+        if (share > Math.abs(rows[best[0]][best[1]]) / strongest) best = [group, first + i];
+        if (share < FAINT) continue;
+        pen.fillStyle = `rgb(${colours[value > 0 ? 0 : 1]} / ${(0.15 + 0.85 * share ** GAMMA).toFixed(3)})`;
+        pen.fillRect(cell * i, y, cell - 1, ROW - 1);
+        // Without colour, too: what lowers is struck through.
+        if (value < 0) pen.clearRect(cell * i, y + ROW / 2 - 1.5, cell - 1, 1.5);
+      }
+    });
+    const cellAt = (event) => {
+      const area = canvas.getBoundingClientRect();
+      const i = first + Math.floor((event.clientX - area.left) / cell);
+      const group = count - 1 - Math.floor((event.clientY - area.top) / ROW);
+      return group in rows && i >= first && i < first + width ? [group, i, area] : null;
+    };
+    canvas.setAttribute("role", "img");
+    const top = `strongest in ${data.groups[best[0]]} at “${inline(strings[best[1]])}”, ${signed(rows[best[0]][best[1]])}`;
+    canvas.setAttribute("aria-label", `Influence by layers and tokens: ${top}`);
+    canvas.addEventListener("pointermove", (event) => {
+      const found = cellAt(event);
+      if (!found) return hideTip();
+      const [group, i, area] = found;
+      const next = i + 1 < strings.length ? ["predicts", inline(strings[i + 1])] : ["end"];
+      fillTip([["token", inline(strings[i])], next, ["value", signed(rows[group][i]), data.groups[group]]]);
+      placeTip({ left: area.left + cell * (i - first), top: area.top + ROW * (count - 1 - group), bottom: event.clientY + ROW });
+    });
+    canvas.addEventListener("pointerleave", hideTip);
   }
   function opener(box, text) {
     const button = make("button", "more");
@@ -189,14 +369,22 @@
   }
 
   // Queries
-  function layOut(number) {
-    const query = data.queries[number];
-    for (const list of articles[number].querySelectorAll(".cards")) {
+  async function layOut(number) {
+    const query = data.queries[number], article = articles[number];
+    if (!("DecompressionStream" in window)) {
+      byId("old").hidden = false;
+      return;
+    }
+    article.setAttribute("aria-busy", "true");
+    await Promise.all([readTexts(), readNumbers(number)]);
+    article.removeAttribute("aria-busy");
+    for (const list of article.querySelectorAll(".cards[data-sign]")) {
       if (list.childElementCount) continue;
-      const entries = query[list.dataset.sign];
+      const entries = query[list.dataset.sign].filter((entry) => entry.duplicate === null);
       const largest = Math.max(...entries.map((entry) => Math.abs(entry.score)), 1e-30);
       list.append(...entries.map((entry) => card(entry, list.dataset.sign, query, largest)));
     }
+    performance.mark("shown");
   }
   function show(number, scroll) {
     if (number === open || !articles[number]) return;
@@ -208,6 +396,7 @@
       else link.removeAttribute("aria-current");
     });
     layOut(number);
+    countDocuments();
     links[number].scrollIntoView({ block: "nearest" });
     if (scroll) window.scrollTo({ top: narrow.matches ? byId("main").offsetTop : 0, behavior: "instant" });
   }
@@ -238,6 +427,50 @@
   narrow.addEventListener("change", fold);
   fold();
 
+  // Downloads
+  function save(name, type, content) {
+    const link = make("a");
+    link.href = URL.createObjectURL(new Blob([content], { type }));
+    link.download = name;
+    link.click();
+    URL.revokeObjectURL(link.href);
+  }
+  const idOf = (source) => source.key ?? source.id;
+  function table() {
+    const rows = data.queries.flatMap((query) => ["positive", "negative"].flatMap((sign) => query[sign].map((entry) => ({
+      query: query.id, sign: sign === "positive" ? 1 : -1, rank: entry.rank, sequence: entry.n, score: entry.score,
+      nats: entry.nats, tfidf_rank: entry.tfidf, spurious: entry.spurious, duplicate_of: entry.duplicate,
+      documents: textOf(entry).sources.map(idOf), groups: entry.groups,
+    }))));
+    return rows.map((row) => JSON.stringify(row) + "\n").join("");
+  }
+  async function documents() {
+    const sign = byId("sign").value, least = Number(byId("least").value) || 0;
+    const numbers = byId("scope").value === "all" ? data.queries.map((_, i) => i) : [open];
+    await Promise.all(numbers.map(readNumbers));
+    const found = new Set();
+    for (const number of numbers) {
+      for (const entry of data.queries[number][sign]) {
+        if (Math.abs(entry.score) < least) continue;
+        const sources = textOf(entry).sources, whole = entry.w && weights(entry, data.shadings[0], null);
+        for (const source of sources) {
+          const part = whole ? whole.slice(...source.units).reduce((sum, value) => sum + value, 0) : entry.score;
+          if (sources.length === 1 || part * entry.score > 0) found.add(idOf(source));
+        }
+      }
+    }
+    return [...found];
+  }
+  async function countDocuments() {
+    const count = (await documents()).length;
+    byId("counted").textContent = `${count.toLocaleString("en")} document${count === 1 ? "" : "s"}`;
+  }
+  byId("documents").addEventListener("input", countDocuments);
+  byId("documents").addEventListener("submit", async (event) => {
+    event.preventDefault();
+    save("documents.txt", "text/plain", (await documents()).map((id) => (/[\r\n]/.test(id) ? JSON.stringify(id) : id) + "\n").join(""));
+  });
+
   // Which sequences: one choice for all queries.
   function only(which) {
     for (const columns of document.querySelectorAll(".columns")) {
@@ -257,15 +490,30 @@
     shading = name;
     press("shade", name);
     for (const part of document.querySelectorAll("[data-for]")) part.hidden = part.dataset.for !== name;
+    // Only token influence is known by layer.
+    for (const choice of document.querySelectorAll("[data-layer]")) choice.disabled = name !== data.shadings[0];
+    shadeAgain();
+  }
+  function ofLayer(group) {
+    mark(null);
+    layer = group;
+    for (const choice of document.querySelectorAll("[data-layer]")) choice.value = group === null ? "" : String(group);
+    shadeAgain();
+  }
+  function shadeAgain() {
     for (const box of document.querySelectorAll(".tokens")) fill(box, box.classList.contains("all"));
+    for (const scale of document.querySelectorAll(".full")) {
+      const query = data.queries[scale.closest("article").dataset.query];
+      if (query.reading) scale.textContent = signed(strongestIn({ query })).replace("+", "");
+    }
   }
 
   // Tokens
   function tell(unit) {
     const box = unit.closest(".tokens");
     if (!box) return null;
-    const i = Number(unit.dataset.i), text = data.texts[box.entry.n];
-    const strings = units(box.entry.n), values = weights(box.entry);
+    const i = Number(unit.dataset.i), text = textOf(box.entry);
+    const strings = units(box.entry), values = weights(box.entry);
     const next = i + 1 < strings.length ? inline(strings[i + 1]) : null;
     const lines = [], strongest = strongestIn(box);
     lines.push(["token", inline(strings[i])]);
@@ -299,14 +547,16 @@
     const lines = tell(unit);
     if (!lines) return;
     fillTip(lines);
+    placeTip(unit.getClientRects()[0] || unit.getBoundingClientRect());
+    if (aloud) say.textContent = tip.innerText;
+  }
+  function placeTip(at) {
     tip.hidden = false;
-    const at = unit.getClientRects()[0] || unit.getBoundingClientRect();
     const width = tip.offsetWidth, height = tip.offsetHeight;
     const left = Math.max(6, Math.min(at.left, document.documentElement.clientWidth - width - 6));
     const above = at.top - height - 7;
     tip.style.left = `${left}px`;
     tip.style.top = `${above < 4 ? at.bottom + 7 : above}px`;
-    if (aloud) say.textContent = tip.innerText;
   }
   function hideTip() { tip.hidden = true; }
   let current = null;
@@ -318,7 +568,7 @@
     unit.scrollIntoView({ block: "nearest" });
     showTip(unit, true);
   }
-  function strongestOf(box) {
+  function strongestUnit(box) {
     const spans = [...box.querySelectorAll(".t")], values = weights(box.entry);
     if (!values) return spans[0];
     return spans.reduce((best, span) => Math.abs(values[span.dataset.i]) > Math.abs(values[best.dataset.i]) ? span : best);
@@ -330,7 +580,7 @@
     if (event.key === "Escape") return mark(null);
     if (to === undefined || !spans.length) return;
     event.preventDefault();
-    if (at < 0 && event.key.startsWith("Arrow")) return mark(strongestOf(box));
+    if (at < 0 && event.key.startsWith("Arrow")) return mark(strongestUnit(box));
     mark(spans[Math.max(0, Math.min(spans.length - 1, to))]);
   }
 
@@ -343,6 +593,9 @@
     const unit = event.target.closest(".tokens .t");
     if (unit) mark(unit);
     else if (current) mark(null);
+    const wanted = event.target.closest("[data-save]")?.dataset.save;
+    if (wanted === "jsonl") save("sequences.jsonl", "application/jsonl", table());
+    if (wanted === "parquet") save("sequences.parquet", "application/vnd.apache.parquet", bytesOf("parquet"));
     const button = event.target.closest(".switch button");
     if (button?.dataset.show) only(button.dataset.show);
     if (button?.dataset.shade) shade(button.dataset.shade);
@@ -363,6 +616,10 @@
   });
   find.addEventListener("input", search);
   document.addEventListener("change", (event) => {
+    if (event.target.dataset?.layer !== undefined) {
+      const chosen = event.target.value;
+      ofLayer(chosen === "" ? null : Number(chosen));
+    }
     if (event.target.dataset?.hide === undefined) return;
     const hide = event.target.checked;
     document.body.classList.toggle("no-spurious", hide);
