@@ -254,42 +254,46 @@ def read_page(page: str) -> dict[str, Any]:
     """What a page's script reads, with its packed numbers: each text's `strings`, and each
     sequence's `shadings` by name and `values` [group, unit]."""
     data = json.loads(element(page, "data"))
-    numbers = np.frombuffer(_unpacked(page, "texts"), "<u4" if data["wide"] else "<u2")
-    for text in data["texts"]:
-        mine, numbers = np.split(numbers, [text["units"]])
-        text["strings"] = [data["strings"][number] for number in mine]
-    assert len(numbers) == 0
-    units = {text["n"]: text["units"] for text in data["texts"]}
-    for place, query in enumerate(data["queries"], 1):
-        packed = _unpacked(page, f"numbers{place}")
-        entries = [entry for entry in [*query["positive"], *query["negative"]] if entry["w"]]
-        count = sum(units[entry["n"]] for entry in entries) * len(data["shadings"])
-        low, high = (
-            np.frombuffer(packed, kind, count, at) for kind, at in (("u1", 0), ("i1", count))
-        )
-        whole, at = low + 256 * high.astype(np.int16), 2 * count
-        for entry in entries:
-            entry["shadings"] = {}
-            for name in data["shadings"]:
-                steps, whole = np.split(whole, [units[entry["n"]]])
-                entry["shadings"][name] = steps * entry["w"][name]
-        for entry in entries:
-            count = units[entry["n"]] * len(data["groups"])
-            steps = np.frombuffer(packed, "i1", count, at).reshape(len(data["groups"]), -1)
-            entry["values"] = steps * entry["map"]
-            at += count
-        assert at == len(packed)
+    data |= {"queries": [], "texts": []}
+    for number in range(1, page.count('<article class="query"') + 1):
+        packed = zlib.decompress(base64.b64decode(element(page, f"packed{number}")))
+        stop = 4 + int.from_bytes(packed[:4], "little")
+        query = json.loads(packed[4:stop])
+        _read_numbers(data, query, packed, stop)
+        data["queries"].append(query)
+        data["texts"] += query["texts"]
     return dict(data)
+
+
+def _read_numbers(data: dict[str, Any], query: dict[str, Any], packed: bytes, at: int) -> None:
+    kind = np.dtype("<u4" if data["wide"] else "<u2")
+    for text in query["texts"]:
+        mine = np.frombuffer(packed, kind, text["units"], at)
+        text["strings"] = [data["strings"][number] for number in mine]
+        at += mine.nbytes
+    units = {text["n"]: text["units"] for text in query["texts"]}
+    entries = [entry for entry in [*query["positive"], *query["negative"]] if entry["w"]]
+    count = sum(units[entry["n"]] for entry in entries) * len(data["shadings"])
+    low = np.frombuffer(packed, "u1", count, at)
+    high = np.frombuffer(packed, "i1", count, at + count)
+    whole, at = low + 256 * high.astype(np.int16), at + 2 * count
+    for entry in entries:
+        entry["shadings"] = {}
+        for name in data["shadings"]:
+            steps, whole = np.split(whole, [units[entry["n"]]])
+            entry["shadings"][name] = steps * entry["w"][name]
+    for entry in entries:
+        size = units[entry["n"]] * len(data["groups"])
+        steps = np.frombuffer(packed, "i1", size, at).reshape(len(data["groups"]), -1)
+        entry["values"] = steps * entry["map"]
+        at += size
+    assert at == len(packed)
 
 
 def element(page: str, name: str) -> str:
     found = re.search(rf'<script type="[a-z/-]+" id="{name}">(.*?)</script>', page, re.S)
     assert found is not None
     return found[1]
-
-
-def _unpacked(page: str, name: str) -> bytes:
-    return zlib.decompress(base64.b64decode(element(page, name)))
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ from inflcli.artifacts import files
 from inflcli.artifacts.folder import damaged_files
 from inflcli.artifacts.manifest import read_manifest
 from inflcli.artifacts.writer import ArtifactWriter
+from inflcli.errors import CorruptArtifact
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +86,32 @@ def test_damage_is_named(whole, tmp_path, stage, damage):
         (described,) = json.loads(result.stdout)["artifacts"]
         assert described["state"] == "corrupt"
         assert file.name in " ".join(described["reasons"])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_manifest_that_is_gone_is_named(whole, tiny_text, tiny_queries, tmp_path, stage):
+    """By status and by the stage, which touches nothing even with --overwrite: without a manifest
+    these may be anybody's files."""
+    name = STAGES[stage]
+    shutil.copytree(whole.run, tmp_path / "run")
+    run = replace(whole, run=tmp_path / "run")
+    (run.run / name / "manifest.json").unlink()
+    result = call("status", run.run, "--verify", "--json")
+    assert result.exit_code == 4
+    (lost,) = [one for one in json.loads(result.stdout)["artifacts"] if one["name"] == name]
+    assert lost["state"] == "corrupt" and "manifest.json" in " ".join(lost["reasons"])
+    left = contents(run.run / name)
+    for one in (run, mending(run)):
+        with pytest.raises(CorruptArtifact, match=r"manifest\.json is missing"):
+            run_stage(one, stage, tiny_text, tiny_queries)
+    assert contents(run.run / name) == left
+    shutil.rmtree(run.run / name)
+    run_stage(run, stage, tiny_text, tiny_queries)
+    again = contents(run.run / name)
+    del again["manifest.json"]
+    if stage == "report":  # it names the folder
+        again, left = set(again), set(left)
+    assert again == left
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -116,7 +116,7 @@ def test_a_layer_group_shades_by_itself(seen: Seen, data: dict) -> None:
 
 def test_pointing_at_a_token_names_what_it_predicts(seen: Seen, data: dict) -> None:
     entry = data["queries"][0]["positive"][0]
-    (text,) = [one for one in data["texts"] if one["n"] == entry["n"]]
+    (text,) = [one for one in data["queries"][0]["texts"] if one["n"] == entry["n"]]
     seen.page.hover(_shown(seen, 1))
     told = seen.page.inner_text("#tip")
     assert text["strings"][1].strip() in told and text["strings"][2].strip() in told
@@ -185,6 +185,7 @@ def test_the_other_run_stands_beside(seen: Seen, data: dict) -> None:
     assert seen.page.locator(f"{OPEN}.scatter circle").count() > 10
     assert "plain: rank" in seen.page.inner_text(f"{CARD}:first-child header")
     seen.page.keyboard.press("j")
+    seen.page.wait_for_selector(CARD)
     assert "no query of this id" in seen.page.inner_text(f"{OPEN}.compare")
 
 

@@ -3,9 +3,13 @@ the same artifact once."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -67,6 +71,23 @@ def test_the_terminal_table_is_short_unless_asked(run: Path) -> None:
     assert _ranks(short) == ["+1", "+2", "+3", "+4", "+5", "-1", "-2"] * 2
     more = _report("--run", run, "--format", "terminal", "--top-k", 6).stdout
     assert _ranks(more).count("+6") == 2
+
+
+@pytest.mark.parametrize(("option", "paged"), [("--pager", True), ("--no-pager", False)])
+def test_the_table_is_paged_on_a_terminal(run: Path, option: str, paged: bool) -> None:
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "inflcli", "report", "--run", run, "--format", "terminal"]
+    environment = {**os.environ, "PAGER": "sed s/^/PAGED:/", "TERM": "xterm"}
+    terminal = {"stdin": theirs, "stdout": theirs, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen([*map(str, command), option], env=environment, **terminal)
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # the end of a terminal is an error
+        while part := os.read(ours, 1 << 16):
+            shown += part
+    os.close(ours)
+    assert process.wait() == 0
+    assert b"by the river." in shown and (b"PAGED:" in shown) == paged
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,15 @@ from typing import Any, Self
 
 from inflcli.artifacts import files
 from inflcli.artifacts.ledger import read_progress
-from inflcli.artifacts.manifest import FILE_NAME, Identity, Input, Manifest, read_manifest
+from inflcli.artifacts.manifest import (
+    FILE_NAME,
+    LOST,
+    Identity,
+    Input,
+    Manifest,
+    has_lost_manifest,
+    read_manifest,
+)
 from inflcli.errors import BadInput, CorruptArtifact, MissingArtifact, StaleArtifact
 
 SUFFIX = ".partial"
@@ -45,6 +53,8 @@ class Artifact:
                 raise MissingArtifact(
                     f"{path} is not finished", f"run the same inflcli {stage} command to resume it"
                 )
+            if has_lost_manifest(path):
+                raise CorruptArtifact(f"{path / FILE_NAME} is missing", LOST)
             shards = path.with_name(f"{path.name}.shards")
             mend = f"inflcli merge {path}" if shards.is_dir() else f"make it with inflcli {stage}"
             raise MissingArtifact(f"no artifact at {path}", mend)

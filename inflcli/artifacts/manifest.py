@@ -19,6 +19,9 @@ from inflcli.errors import CorruptArtifact
 
 SCHEMA = 1
 FILE_NAME = "manifest.json"
+LOST = "without it nothing there can be trusted: remove the folder and run the same command again"
+_OF_ARTIFACTS = ("zarr.json", "queries.json", "corrected", "index.html", "report.jsonl")
+"""Of which each artifact has one, and hardly any other folder."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,13 @@ class Manifest:
         content |= {"counts": self.counts, "details": self.details}
         content |= {"timings": self.timings, "files": self.files}
         return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
+def has_lost_manifest(folder: Path) -> bool:
+    """Whether there is no manifest where there is what an artifact holds."""
+    if (folder / FILE_NAME).is_file():
+        return False
+    return any((folder / name).exists() for name in _OF_ARTIFACTS)
 
 
 def read_manifest(folder: Path) -> Manifest:

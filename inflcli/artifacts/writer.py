@@ -26,7 +26,14 @@ from inflcli.artifacts.folder import (
     read_identity,
 )
 from inflcli.artifacts.ledger import Ledger, ledger_path
-from inflcli.artifacts.manifest import FILE_NAME, Identity, Manifest, read_manifest
+from inflcli.artifacts.manifest import (
+    FILE_NAME,
+    LOST,
+    Identity,
+    Manifest,
+    has_lost_manifest,
+    read_manifest,
+)
 from inflcli.errors import BadInput, CorruptArtifact, StaleArtifact
 
 Salvage = Callable[[Manifest, Collection[str]], dict[str, Any] | None]
@@ -75,6 +82,9 @@ class ArtifactWriter:
         settings or inputs, and CorruptArtifact when it is damaged; with it, the old artifact is
         replaced once the new one is complete. Raises BadInput when `path` is no artifact at all.
         """
+        if has_lost_manifest(path):
+            # Not even with `overwrite`: without a manifest nobody knows whose files these are.
+            raise CorruptArtifact(f"{path / FILE_NAME} is missing", LOST)
         if path.exists() and not (path / FILE_NAME).is_file():
             raise BadInput(f"{path} exists and is not an artifact", "choose another --out")
         writer = cls(path, identity, Ledger(partial_path(path)), command)

@@ -1,9 +1,10 @@
 """The run as one HTML page that needs nothing else: no network, no other file.
 
-The frame (queries, charts, provenance) is rendered here, autoescaped. The texts of the sequences
-are embedded once, packed, and the page's script lays them out when their query is opened, so that
-a page with thousands of sequences opens at once. The content-security policy admits the page's
-own style and script by their hashes, and nothing else.
+The frame (queries, charts, provenance) is rendered here, autoescaped. Texts and numbers of each
+query are embedded, packed, and the page's script lays them out when it is opened; the first query
+and the script come before all others, so that a page with thousands of sequences opens at once.
+The content-security policy admits the page's own style and script by their hashes, and nothing
+else.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import base64
 import hashlib
 import json
 import math
+import struct
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -39,7 +40,8 @@ _LABEL = 96
 
 def render(view: RunView) -> str:
     """The whole page. Cost: O(tokens shown)."""
-    environment, packed, carried = _environment(), payload(view), table.carried(view)
+    environment, carried = _environment(), table.carried(view)
+    data, queries = payload(view)
     style = environment.loader.get_source(environment, "report.css")[0]  # type: ignore[union-attr]
     script = environment.loader.get_source(environment, "report.js")[0]  # type: ignore[union-attr]
     policy = (
@@ -52,10 +54,8 @@ def render(view: RunView) -> str:
         # Our own files, which the policy pins by hash: they must go in as they are.
         style=Markup(style),
         script=Markup(script),
-        data=Markup(embed(packed.data)),
-        # Base64 has no character that could leave its element.
-        texts=Markup(packed.texts),
-        numbers=[Markup(numbers) for numbers in packed.queries],
+        data=Markup(embed(data)),
+        queries=queries,
         parquet=None if carried is None else Markup(base64.b64encode(carried).decode()),
         plot_height=charts.HEIGHT,
     )
@@ -157,27 +157,21 @@ def embed(content: Any) -> str:
     return HIDDEN.sub(lambda match: json.dumps(match[0])[1:-1], text)
 
 
-@dataclass(frozen=True)
-class Payload:
-    """What the page's script needs: `data` as JSON, and numbers packed as base64 of zlib.
+def payload(view: RunView) -> tuple[dict[str, Any], list[str]]:
+    """What the script needs of the run, and of each query, packed. Cost: O(tokens shown).
 
-    `texts` holds the tokens of every sequence, as numbers into `data`'s list of strings: in the
-    order of `data["texts"]`, of 16 bits or 32. `queries` hold, for each query, the shadings of its
-    sequences, 16 bits a unit, in the order of positive and negative ones and of `data["shadings"]`,
-    the low bytes of all and then the high ones; then the influences by depth group, 8 bits each.
-    Both are whole numbers of a unit of their sequence's own. Little-endian.
+    A query is zlib in base64, of: the length of its JSON, 32 bits; that, a multiple of four bytes;
+    the tokens of its texts, as numbers into the page's list of strings, 16 bits or 32, in the order
+    of the JSON's texts; the shadings of its sequences, positive ones first, of each in the order
+    of the page's shadings, 16 bits a unit, the low bytes of all and then the high ones; and the
+    influences by depth group, 8 bits each. Both are whole numbers of a unit of their sequence's
+    own. Little-endian.
     """
-
-    data: dict[str, Any]
-    texts: str
-    queries: Sequence[str]
-
-
-def payload(view: RunView) -> Payload:
-    """Pack a run. Cost: O(tokens shown)."""
-    texts = {s.text.sequence: s.text for query in view.queries for s in query.sequences}
     strings: dict[str, int] = {}
-    numbers = [strings.setdefault(unit, len(strings)) for t in texts.values() for unit in t.units]
+    for query in view.queries:
+        for sequence in query.sequences:
+            for unit in sequence.text.units:
+                strings.setdefault(unit, len(strings))
     wide = len(strings) > 1 << 16
     data = {
         "groups": list(view.group_names),
@@ -187,11 +181,35 @@ def payload(view: RunView) -> Payload:
         "shadings": list(view.shadings),
         "strings": [visible(unit) for unit in strings],
         "wide": wide,
-        "texts": [_text(text) for text in texts.values()],
-        "queries": [_query(query, view.shadings) for query in view.queries],
     }
-    packed = np.array(numbers, "<u4" if wide else "<u2")
-    return Payload(data, _pack(packed), [_packed(query, view.shadings) for query in view.queries])
+    kind = "<u4" if wide else "<u2"
+    return data, [_packed(query, view.shadings, strings, kind) for query in view.queries]
+
+
+def _packed(
+    query: QueryView, shadings: Sequence[str], strings: Mapping[str, int], kind: str
+) -> str:
+    texts = list({one.text.sequence: one.text for one in query.sequences}.values())
+    tokens = np.array([strings[unit] for text in texts for unit in text.units], kind)
+    shown = [sequence for sequence in query.sequences if sequence.influence is not None]
+    fine = [_steps(view.shadings[name], _STEPS) for view in shown for name in shadings]
+    coarse = [_steps(view.by_group, _MAP_STEPS) for view in shown if view.by_group is not None]
+    # All low bytes before all high ones: what is alike lies together, and packs to less.
+    whole = np.concatenate([np.zeros(0), *fine]).astype("<i2").view("u1")
+    parts = [tokens, whole[::2].copy(), whole[1::2].copy(), *(part.astype("i1") for part in coarse)]
+    data = {
+        "id": one_line(query.id),
+        "strongest": {name: query.strongest(name) for name in shadings},
+        "texts": [_text(text) for text in texts],
+        "positive": [_sequence(sequence) for sequence in query.positive],
+        "negative": [_sequence(sequence) for sequence in query.negative],
+    }
+    told = json.dumps(data, separators=(",", ":"), allow_nan=False).encode()
+    told += b" " * (-len(told) % 4)
+    numbers = b"".join(part.tobytes() for part in parts)
+    packed = zlib.compress(struct.pack("<I", len(told)) + told + numbers)
+    # Base64 has no character that could leave its element.
+    return Markup(base64.b64encode(packed).decode())
 
 
 def _text(text: SequenceText) -> dict[str, Any]:
@@ -221,15 +239,6 @@ def _source(source: SourceView) -> dict[str, Any]:
     }
 
 
-def _query(query: QueryView, shadings: Sequence[str]) -> dict[str, Any]:
-    return {
-        "id": one_line(query.id),
-        "strongest": {name: query.strongest(name) for name in shadings},
-        "positive": [_sequence(sequence) for sequence in query.positive],
-        "negative": [_sequence(sequence) for sequence in query.negative],
-    }
-
-
 def _sequence(view: SequenceView) -> dict[str, Any]:
     source = view.main_source()
     return {
@@ -249,20 +258,6 @@ def _sequence(view: SequenceView) -> dict[str, Any]:
         "cut": excerpt(view.text.units, view.influence, _EXCERPT),
         "main": None if source is None else list(view.text.sources).index(source),
     }
-
-
-def _packed(query: QueryView, shadings: Sequence[str]) -> str:
-    shown = [sequence for sequence in query.sequences if sequence.influence is not None]
-    fine = [_steps(view.shadings[name], _STEPS) for view in shown for name in shadings]
-    coarse = [_steps(view.by_group, _MAP_STEPS) for view in shown if view.by_group is not None]
-    # All low bytes before all high ones: what is alike lies together, and packs to less.
-    whole = np.concatenate([np.zeros(0), *fine]).astype("<i2").view("u1")
-    low, high = whole[::2].copy(), whole[1::2].copy()
-    return _pack(low, high, *(part.astype("i1") for part in coarse))
-
-
-def _pack(*parts: NDArray[Any]) -> str:
-    return base64.b64encode(zlib.compress(b"".join(part.tobytes() for part in parts))).decode()
 
 
 def _unit(values: ArrayLike, steps: int) -> float:

@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from inflcli.artifacts.folder import SUFFIX, check_files, damage, read_partial
-from inflcli.artifacts.manifest import FILE_NAME, Identity, Manifest, read_manifest
+from inflcli.artifacts.manifest import (
+    FILE_NAME,
+    Identity,
+    Manifest,
+    has_lost_manifest,
+    read_manifest,
+)
 from inflcli.errors import CorruptArtifact, MissingArtifact
 from inflcli.stages.freshness import changes
 from inflcli.stages.shards import is_shard
@@ -101,7 +107,7 @@ def _is_artifact(folder: Path) -> bool:
         return False
     if (folder / FILE_NAME).is_file() or folder.name.endswith(SUFFIX):
         return True
-    return is_shard(folder.name)  # that lost its manifest
+    return has_lost_manifest(folder) or is_shard(folder.name)
 
 
 def _describe(folder: Path, verify: bool) -> ArtifactStatus:

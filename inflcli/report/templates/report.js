@@ -6,10 +6,9 @@
   const links = [...document.querySelectorAll("#list a")];
   const tip = byId("tip"), say = byId("say"), find = byId("find");
   const LEVELS = 10, GAMMA = 0.7, FAINT = 0.02;
-  const texts = new Map(data.texts.map((text) => [text.n, text]));
-  const textOf = (entry) => texts.get(entry.n);
   // Which attribution shades the texts, and of which depth group; null for all of them.
   let open = -1, shading = data.shadings[0], layer = null;
+  let only = "both", hiding = false;
 
   // Text of the corpus goes through textContent and nothing else.
   function make(tag, name, text) {
@@ -38,50 +37,58 @@
     for (let i = 0; i < coded.length; i++) bytes[i] = coded.charCodeAt(i);
     return bytes;
   }
-  // Numbers are packed, and inflated when they are first needed: texts once, and each query's own.
+  // Of each query, inflated when it is first needed.
   async function inflate(id) {
     const stream = new Blob([bytesOf(id)]).stream().pipeThrough(new DecompressionStream("deflate"));
     return new Response(stream).arrayBuffer();
   }
-  let reading = null;
-  function readTexts() {
-    reading ??= inflate("texts").then((bytes) => {
-      const numbers = data.wide ? new Uint32Array(bytes) : new Uint16Array(bytes);
-      let at = 0;
-      for (const text of data.texts) {
-        text.numbers = numbers.subarray(at, at + text.units);
-        at += text.units;
-      }
-    });
-    return reading;
+  // An element that the parser may not have come to, or not be through with.
+  async function element(id) {
+    if (!byId(id)?.nextElementSibling && document.readyState === "loading") {
+      await new Promise((done) => document.addEventListener("DOMContentLoaded", done, { once: true }));
+    }
+    return byId(id);
   }
-  function readNumbers(number) {
-    const query = data.queries[number];
-    query.reading ??= inflate(`numbers${number + 1}`).then((bytes) => {
-      const entries = [...query.positive, ...query.negative].filter((entry) => entry.w);
-      // Low bytes of 16 bits a unit and shading, then the high ones.
-      const count = entries.reduce((sum, entry) => sum + textOf(entry).units, 0) * data.shadings.length;
-      const low = new Uint8Array(bytes, 0, count), high = new Int8Array(bytes, count, count);
-      const steps = Int16Array.from(low, (byte, i) => byte + 256 * high[i]);
-      let at = 0;
-      for (const entry of entries) {
-        for (const name of data.shadings) {
-          const length = textOf(entry).units;
-          entry.w[name] = { unit: entry.w[name], steps: steps.subarray(at, at + length) };
-          at += length;
-        }
+  const reading = [];
+  function read(number) {
+    reading[number] ??= unpack(number);
+    return reading[number];
+  }
+  async function unpack(number) {
+    await element(`packed${number + 1}`);
+    const bytes = await inflate(`packed${number + 1}`), texts = new Map();
+    const length = new DataView(bytes).getUint32(0, true);
+    const query = JSON.parse(new TextDecoder().decode(new Uint8Array(bytes, 4, length)));
+    const size = data.wide ? 4 : 2, Kind = data.wide ? Uint32Array : Uint16Array;
+    let at = 4 + length;
+    for (const text of query.texts) {
+      text.numbers = new Kind(bytes, at, text.units);
+      at += size * text.units;
+      texts.set(text.n, text);
+    }
+    const entries = [...query.positive, ...query.negative];
+    for (const entry of entries) entry.text = texts.get(entry.n);
+    const shaded = entries.filter((entry) => entry.w);
+    const count = shaded.reduce((sum, entry) => sum + entry.text.units, 0) * data.shadings.length;
+    const low = new Uint8Array(bytes, at, count), high = new Int8Array(bytes, at + count, count);
+    const steps = Int16Array.from(low, (byte, i) => byte + 256 * high[i]);
+    let first = 0;
+    for (const entry of shaded) {
+      for (const name of data.shadings) {
+        entry.w[name] = { unit: entry.w[name], steps: steps.subarray(first, first + entry.text.units) };
+        first += entry.text.units;
       }
-      at = 2 * count;
-      for (const entry of entries) {
-        const length = textOf(entry).units * data.groups.length;
-        entry.map = { unit: entry.map, steps: new Int8Array(bytes, at, length) };
-        at += length;
-      }
-    });
-    return query.reading;
+    }
+    at += 2 * count;
+    for (const entry of shaded) {
+      const length = entry.text.units * data.groups.length;
+      entry.map = { unit: entry.map, steps: new Int8Array(bytes, at, length) };
+      at += length;
+    }
+    return query;
   }
   function units(entry) {
-    const text = textOf(entry);
+    const text = entry.text;
     text.words ??= Array.from(text.numbers, (number) => data.strings[number]);
     return text.words;
   }
@@ -93,13 +100,12 @@
     return packed.values;
   }
   function inGroup(entry, group) {
-    const { unit, steps } = entry.map, length = textOf(entry).units;
+    const { unit, steps } = entry.map, length = entry.text.units;
     return Array.from(steps.subarray(group * length, (group + 1) * length), (step) => step * unit);
   }
   const strongestOf = (values) => values.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
-  function strongestIn(box) {
-    const query = box.query;
-    if (layer === null || shading !== data.shadings[0]) return query.strongest[shading];
+  function strongestIn({ query }, name = shading) {
+    if (layer === null || name !== data.shadings[0]) return query.strongest[name];
     query.strongestOfGroup ??= data.groups.map((_, group) => {
       const shaded = [...query.positive, ...query.negative].filter((entry) => entry.w);
       return shaded.reduce((most, entry) => Math.max(most, strongestOf(inGroup(entry, group))), 0);
@@ -118,7 +124,7 @@
   }
   function fill(box, whole) {
     const entry = box.entry, strongest = strongestIn(box);
-    const text = textOf(entry), strings = units(entry), values = weights(entry);
+    const text = entry.text, strings = units(entry), values = weights(entry);
     const [start, stop] = whole ? [0, strings.length] : entry.cut;
     const special = new Set(text.special);
     const begins = new Map(text.sources.map((source) => [source.units[0], source]));
@@ -203,7 +209,7 @@
     return details;
   }
   function card(entry, sign, query, largest) {
-    const text = textOf(entry);
+    const text = entry.text;
     const item = make("li", `card ${sign}`);
     const gauge = make("div", "gauge"), filled = make("i");
     filled.style.width = `${Math.max(1, 100 * Math.abs(entry.score) / largest)}%`;
@@ -369,21 +375,30 @@
   }
 
   // Queries
-  async function layOut(number) {
-    const query = data.queries[number], article = articles[number];
+  const laid = [];
+  function layOut(number) {
+    laid[number] ??= fillArticle(number);
+    return laid[number];
+  }
+  async function fillArticle(number) {
     if (!("DecompressionStream" in window)) {
       byId("old").hidden = false;
       return;
     }
+    const article = articles[number];
     article.setAttribute("aria-busy", "true");
-    await Promise.all([readTexts(), readNumbers(number)]);
+    if (!article.childElementCount) {
+      article.append((await element(`frame${number + 1}`)).content.cloneNode(true));
+      settle();
+    }
+    const query = await read(number);
     article.removeAttribute("aria-busy");
     for (const list of article.querySelectorAll(".cards[data-sign]")) {
-      if (list.childElementCount) continue;
       const entries = query[list.dataset.sign].filter((entry) => entry.duplicate === null);
       const largest = Math.max(...entries.map((entry) => Math.abs(entry.score)), 1e-30);
       list.append(...entries.map((entry) => card(entry, list.dataset.sign, query, largest)));
     }
+    await scaleOf(article);
     performance.mark("shown");
   }
   function show(number, scroll) {
@@ -436,23 +451,23 @@
     URL.revokeObjectURL(link.href);
   }
   const idOf = (source) => source.key ?? source.id;
-  function table() {
-    const rows = data.queries.flatMap((query) => ["positive", "negative"].flatMap((sign) => query[sign].map((entry) => ({
+  async function table() {
+    const queries = await Promise.all(articles.map((_, number) => read(number)));
+    const rows = queries.flatMap((query) => ["positive", "negative"].flatMap((sign) => query[sign].map((entry) => ({
       query: query.id, sign: sign === "positive" ? 1 : -1, rank: entry.rank, sequence: entry.n, score: entry.score,
       nats: entry.nats, tfidf_rank: entry.tfidf, spurious: entry.spurious, duplicate_of: entry.duplicate,
-      documents: textOf(entry).sources.map(idOf), groups: entry.groups,
+      documents: entry.text.sources.map(idOf), groups: entry.groups,
     }))));
     return rows.map((row) => JSON.stringify(row) + "\n").join("");
   }
   async function documents() {
     const sign = byId("sign").value, least = Number(byId("least").value) || 0;
-    const numbers = byId("scope").value === "all" ? data.queries.map((_, i) => i) : [open];
-    await Promise.all(numbers.map(readNumbers));
+    const numbers = byId("scope").value === "all" ? articles.map((_, i) => i) : [open];
     const found = new Set();
-    for (const number of numbers) {
-      for (const entry of data.queries[number][sign]) {
+    for (const query of await Promise.all(numbers.map(read))) {
+      for (const entry of query[sign]) {
         if (Math.abs(entry.score) < least) continue;
-        const sources = textOf(entry).sources, whole = entry.w && weights(entry, data.shadings[0], null);
+        const sources = entry.text.sources, whole = entry.w && weights(entry, data.shadings[0], null);
         for (const source of sources) {
           const part = whole ? whole.slice(...source.units).reduce((sum, value) => sum + value, 0) : entry.score;
           if (sources.length === 1 || part * entry.score > 0) found.add(idOf(source));
@@ -471,40 +486,38 @@
     save("documents.txt", "text/plain", (await documents()).map((id) => (/[\r\n]/.test(id) ? JSON.stringify(id) : id) + "\n").join(""));
   });
 
-  // Which sequences: one choice for all queries.
-  function only(which) {
+  // What is chosen for one query is chosen for all, and for those that are not laid out yet.
+  function settle() {
     for (const columns of document.querySelectorAll(".columns")) {
-      if (which === "both") delete columns.dataset.only;
-      else columns.dataset.only = which;
+      if (only === "both") delete columns.dataset.only;
+      else columns.dataset.only = only;
     }
-    press("show", which);
+    press("show", only);
+    press("shade", shading);
+    for (const part of document.querySelectorAll("[data-for]")) part.hidden = part.dataset.for !== shading;
+    for (const choice of document.querySelectorAll("[data-layer]")) {
+      // Only token influence is known by layer.
+      choice.disabled = shading !== data.shadings[0];
+      choice.value = layer === null ? "" : String(layer);
+    }
+    document.body.classList.toggle("no-spurious", hiding);
+    for (const box of document.querySelectorAll("[data-hide]")) box.checked = hiding;
   }
   function press(choice, value) {
     for (const button of document.querySelectorAll(`.switch button[data-${choice}]`)) {
       button.setAttribute("aria-pressed", String(button.dataset[choice] === value));
     }
   }
-  // Which attribution shades them.
-  function shade(name) {
-    mark(null);
-    shading = name;
-    press("shade", name);
-    for (const part of document.querySelectorAll("[data-for]")) part.hidden = part.dataset.for !== name;
-    // Only token influence is known by layer.
-    for (const choice of document.querySelectorAll("[data-layer]")) choice.disabled = name !== data.shadings[0];
-    shadeAgain();
-  }
-  function ofLayer(group) {
-    mark(null);
-    layer = group;
-    for (const choice of document.querySelectorAll("[data-layer]")) choice.value = group === null ? "" : String(group);
-    shadeAgain();
-  }
   function shadeAgain() {
+    mark(null);
+    settle();
     for (const box of document.querySelectorAll(".tokens")) fill(box, box.classList.contains("all"));
-    for (const scale of document.querySelectorAll(".full")) {
-      const query = data.queries[scale.closest("article").dataset.query];
-      if (query.reading) scale.textContent = signed(strongestIn({ query })).replace("+", "");
+    articles.filter((article) => article.querySelector(".card")).forEach(scaleOf);
+  }
+  async function scaleOf(article) {
+    const query = await read(Number(article.dataset.query));
+    for (const scale of article.querySelectorAll(".full")) {
+      scale.textContent = signed(strongestIn({ query }, data.shadings[0])).replace("+", "");
     }
   }
 
@@ -512,7 +525,7 @@
   function tell(unit) {
     const box = unit.closest(".tokens");
     if (!box) return null;
-    const i = Number(unit.dataset.i), text = textOf(box.entry);
+    const i = Number(unit.dataset.i), text = box.entry.text;
     const strings = units(box.entry), values = weights(box.entry);
     const next = i + 1 < strings.length ? inline(strings[i + 1]) : null;
     const lines = [], strongest = strongestIn(box);
@@ -594,11 +607,17 @@
     if (unit) mark(unit);
     else if (current) mark(null);
     const wanted = event.target.closest("[data-save]")?.dataset.save;
-    if (wanted === "jsonl") save("sequences.jsonl", "application/jsonl", table());
-    if (wanted === "parquet") save("sequences.parquet", "application/vnd.apache.parquet", bytesOf("parquet"));
+    if (wanted === "jsonl") table().then((lines) => save("sequences.jsonl", "application/jsonl", lines));
+    if (wanted === "parquet") element("parquet").then(() => save("sequences.parquet", "application/vnd.apache.parquet", bytesOf("parquet")));
     const button = event.target.closest(".switch button");
-    if (button?.dataset.show) only(button.dataset.show);
-    if (button?.dataset.shade) shade(button.dataset.shade);
+    if (button?.dataset.show) {
+      only = button.dataset.show;
+      settle();
+    }
+    if (button?.dataset.shade) {
+      shading = button.dataset.shade;
+      shadeAgain();
+    }
   });
   document.addEventListener("focusout", (event) => { if (event.target.classList?.contains("tokens")) mark(null); });
   document.addEventListener("scroll", () => { if (!current) hideTip(); }, { passive: true });
@@ -616,14 +635,15 @@
   });
   find.addEventListener("input", search);
   document.addEventListener("change", (event) => {
-    if (event.target.dataset?.layer !== undefined) {
-      const chosen = event.target.value;
-      ofLayer(chosen === "" ? null : Number(chosen));
+    const chosen = event.target;
+    if (chosen.dataset?.layer !== undefined) {
+      layer = chosen.value === "" ? null : Number(chosen.value);
+      shadeAgain();
     }
-    if (event.target.dataset?.hide === undefined) return;
-    const hide = event.target.checked;
-    document.body.classList.toggle("no-spurious", hide);
-    for (const box of document.querySelectorAll("[data-hide]")) box.checked = hide;
+    if (chosen.dataset?.hide !== undefined) {
+      hiding = chosen.checked;
+      settle();
+    }
   });
   window.addEventListener("hashchange", () => fromAddress(true));
   document.querySelector("#list").addEventListener("click", (event) => {

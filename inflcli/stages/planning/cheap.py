@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 from inflcli.config import ReportConfig, TfidfConfig
+from inflcli.model.tracked import group_names
 from inflcli.stages.planning.estimates import Estimate
 from inflcli.stages.planning.rates import CANDIDATE, Rates
 from inflcli.stages.planning.task import Task
@@ -11,8 +14,11 @@ _SPAN, _LENGTH = 40 + 8, 4
 """Bytes of where a sequence came from, with one document in each, and of its length."""
 _BUFFERS = 16e6
 """Bytes of the blocks of tokens that are worked on, and of their copies."""
-_PAGE, _SHOWN = 70e3, 13
-"""Bytes of a report without its sequences, and of a token shown, measured on the demo's."""
+_PAGE, _QUERY, _SEQUENCE, _SHOWN, _GROUP = 60e3, 30e3, 240, 3.7, 0.4
+"""Bytes of a report without its queries, of a query without its sequences, of a sequence without
+its tokens, and of a token shown, by itself and for each depth group; measured on the demo's."""
+_TABLE, _TABLE_START = 150e6, 0.2
+"""Of pyarrow, which writes the report's table: bytes in memory, and a share of the start."""
 _FILES = 3300
 """Bytes of what describes two arrays and the stage."""
 _GATHERED = 400
@@ -49,10 +55,16 @@ def tfidf_filter(task: Task, rates: Rates) -> Estimate:
 def report(task: Task, rates: Rates) -> Estimate:
     """The page, with the sequences that it shows by default."""
     each = 2 * min(ReportConfig().top_k, task.config.attribute.top_k, task.text.count)
-    shown = task.queries * each * task.ranked_length
-    parts = {"start": rates.light_start, "page": shown / rates.text["report"]}
-    memory = _host(task, rates.light + _GATHERED * shown)
-    return Estimate("report", None, parts, memory, _PAGE + _SHOWN * shown)
+    sequences = task.queries * each
+    shown = sequences * task.ranked_length
+    table = find_spec("pyarrow") is not None
+    start = rates.light_start * (1 + _TABLE_START * table)
+    parts = {"start": start, "page": shown / rates.text["report"]}
+    memory = _host(task, rates.light + _TABLE * table + _GATHERED * shown)
+    groups = len(group_names(task.outline.modules))
+    token = _SHOWN + _GROUP * groups
+    disk = _PAGE + _QUERY * task.queries + _SEQUENCE * sequences + token * shown
+    return Estimate("report", None, parts, memory, disk)
 
 
 def _host(task: Task, memory: float) -> float | None:
