@@ -67,6 +67,13 @@ def test_agreement_is_scipy_s(runs: tuple[Path, Path], view: RunView) -> None:
     assert found.spearman == pytest.approx(stats.spearmanr(one[both], other[both])[0])
 
 
+def test_the_agreement_stands_among_the_facts(view: RunView) -> None:
+    (fact,) = [one for one in view.provenance.facts if one.label == "Agreement with other"]
+    (found,) = view.queries[1].comparisons
+    assert found is not None
+    assert fact.value.startswith(f"Pearson {found.pearson:.4f} at least")
+
+
 def test_what_only_one_found_is_not_among_the_other_s_first(
     runs: tuple[Path, Path], view: RunView
 ) -> None:

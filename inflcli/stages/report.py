@@ -17,7 +17,7 @@ from inflcli.errors import InflcliError
 from inflcli.report import figures, html, jsonl, markdown, table
 from inflcli.report.model import RunView
 from inflcli.stages import common
-from inflcli.stages.report_compare import Other
+from inflcli.stages.report_compare import Other, agreements
 from inflcli.stages.report_parts import shadings
 from inflcli.stages.report_provenance import provenance
 from inflcli.stages.report_run import Run
@@ -142,6 +142,8 @@ class _Gather:
         with console.progress("report", len(run.queries.ids), unit="queries") as meter:
             queries = views.build(meter.advance)
         filtered = None if run.candidates is None else int(run.candidates.ids.shape[1])
+        compared = [other.described(run) for other in self.others]
+        known = provenance(run.artifacts, queries, self.command)
         return RunView(
             title=self.title,
             queries=queries,
@@ -151,7 +153,7 @@ class _Gather:
             dataset_size=self.config.dataset_size,
             candidates=filtered,
             shadings=shadings(run.attribution),
-            provenance=provenance(run.artifacts, queries, self.command),
-            compared=[other.described(run) for other in self.others],
+            provenance=replace(known, facts=[*known.facts, *agreements(compared, queries)]),
+            compared=compared,
             version=__version__,
         )

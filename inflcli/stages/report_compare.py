@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from inflcli.report.model import (
     ComparisonView,
     Fact,
     FoundView,
+    QueryView,
     SequenceText,
     SequenceView,
 )
@@ -95,6 +97,21 @@ class Other:
         theirs = self.run.scan.each_scores([places[reported.queries.ids[q]] for q in shared])
         for name in reported.queries.ids:
             yield _compare(next(mine), next(theirs), read) if name in places else None
+
+
+def agreements(runs: Sequence[ComparedRun], queries: Sequence[QueryView]) -> list[Fact]:
+    """How far each compared run's scores agree, for the panel that says what to trust."""
+    found = []
+    for place, run in enumerate(runs):
+        both = [query.comparisons[place] for query in queries]
+        known = [one.pearson for one in both if one is not None and one.pearson is not None]
+        if known:
+            mean = statistics.fmean(known)
+            what = f"Pearson {min(known):.4f} at least, {mean:.4f} on average"
+            note = "; ".join(f"{fact.label}: {fact.value}" for fact in run.differences)
+            label = f"Agreement with {run.name}"
+            found.append(Fact(label, what, note or "the same settings"))
+    return found
 
 
 def _value(fact: Fact | None) -> str | None:
