@@ -158,7 +158,7 @@ test: $(VENV)/.test ## The test suite, in under ten minutes on two cores
 soak: $(VENV)/.test downloads/smollm2/model/config.json ## Kill stages 500 times, lose power 1,200 times, and hold plan against what follows
 	INFLCLI_KILLS=500 INFLCLI_LOSSES=100 \
 	  $(BIN)/python -m pytest -q tests/test_killed_anywhere.py tests/test_power_loss.py tests/test_plan_prediction.py \
-	  tests/test_memory_flat.py
+	  tests/test_memory_flat.py tests/test_report_size.py
 
 # Each peer is measured in an environment of its own. Both ask for torchvision, which they do not
 # import here and which does not go with the CPU build of torch: so --no-deps, and what they need.

@@ -29,10 +29,11 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pieces of the demo's texts, mostly other ones for every query, nearly all of full length."""
+    """Pieces of the demo's texts, nearly all of full length. The page holds the texts of each query
+    by themselves, whichever others show them, too."""
     lines = (DEMO / "corpus.jsonl").read_text().splitlines()
     words, draw = " ".join(json.loads(line)["text"] for line in lines).split(), random.Random(0)
-    starts = [draw.randrange(len(words) - 450) for _ in range(6000)]
+    starts = [draw.randrange(len(words) - 450) for _ in range(800)]
     texts = [
         {"id": f"piece/{number}", "text": " ".join(words[start : start + 450])}
         for number, start in enumerate(starts)
@@ -50,7 +51,6 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.view is not None
     shown = [one for query in done.view.queries for one in query.sequences]
     assert len(shown) == QUERIES * SEQUENCES
-    assert len({one.text.sequence for one in shown}) > 0.6 * len(shown)
     assert sum(len(one.text.token_counts) for one in shown) > 0.95 * len(shown) * TOKENS
     return folder / "out" / "index.html"
 
@@ -59,6 +59,7 @@ def test_it_is_below_20_mb(page: Path) -> None:
     assert page.stat().st_size < 20e6
 
 
+@pytest.mark.long  # by the clock: nothing may run beside it
 def test_queries_are_shown_within_a_second(browser: Browser, page: Path) -> None:
     with opened(browser, page) as seen:
         first = seen.page.evaluate("performance.getEntriesByName('shown')[0].startTime")
