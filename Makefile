@@ -38,6 +38,8 @@ FILTER ?=
 SCAN ?=
 ATTRIBUTE ?=
 REPORT ?=
+# Anything holds the report's run against one by gradient dot products, which is made first.
+GRADIENT ?=
 # A hub name has no local files to depend on: then only the artifacts decide.
 MODEL_FILES := $(wildcard $(MODEL)/config.json $(MODEL)/*.safetensors)
 TOKENIZER_FILES := $(wildcard $(MODEL)/tokenizer.json)
@@ -60,7 +62,7 @@ ifneq ($(word 2,$(QUERIES)),)
 ifneq ($(words $(sort $(SET_NAMES))),$(words $(QUERIES)))
 $(error several files of QUERIES have the same name, and would share a folder)
 endif
-ifneq ($(filter corpus factors queries candidates scan attribution report,$(SET_NAMES)),)
+ifneq ($(filter corpus factors queries candidates scan attribution report gradient,$(SET_NAMES)),)
 $(error rename a file of QUERIES: its folder would be that of an artifact)
 endif
 endif
@@ -140,9 +142,20 @@ $(call stage,$1/scan,scan --model $(MODEL) --queries $1/queries --corpus $(corpu
   $1/queries/manifest.json $(corpus)/manifest.json)
 $(call stage,$1/attribution,attribute --model $(MODEL) --queries $1/queries --corpus $(corpus) \
   --scan $1/scan $(ATTRIBUTE),$1/scan/manifest.json)
-$(call stage,$1/report,report --run $1 $(REPORT),\
-  $1/attribution/manifest.json $1/candidates/manifest.json)
+$(call stage,$1/report,report --run $1 $(if $(GRADIENT),--compare $1/gradient) $(REPORT),\
+  $1/attribution/manifest.json $1/candidates/manifest.json \
+  $(if $(GRADIENT),$1/gradient/scan/manifest.json))
 endef
+# The same, by gradient dot products.
+define gradient_of_set
+$(call stage,$1/gradient/queries,precondition --model $(MODEL) --factors $(RUN)/factors --queries $2 \
+  $(PRECONDITION) --curvature identity,$(RUN)/factors/manifest.json $2)
+$(call stage,$1/gradient/scan,scan --model $(MODEL) --queries $1/gradient/queries --corpus $(corpus) \
+  $(SCAN),$1/gradient/queries/manifest.json $(corpus)/manifest.json)
+endef
+ifneq ($(GRADIENT),)
+$(foreach file,$(QUERIES),$(eval $(call gradient_of_set,$(call set_of,$(file)),$(file))))
+endif
 $(foreach file,$(QUERIES),$(eval $(call of_set,$(call set_of,$(file)),$(file))))
 
 ##@ Work on it

@@ -132,6 +132,16 @@ def test_one_stage_alone(make, sets, tmp_path):
         assert list(status(tmp_path / goal))[-1] == folder
 
 
+def test_a_run_by_gradient_dot_products_beside_it(make, sets, tmp_path):
+    own = {"QUERIES": sets[0], "RUN": tmp_path / "run"}
+    make("report", **own)
+    assert make("report", **own, GRADIENT=1) == ["precondition", "scan", "report"]
+    page = (tmp_path / "run/report/index.html").read_text()
+    assert "Beside gradient" in page and "Curvature: identity" in page
+    assert make("report", **own, GRADIENT=1) == []
+    assert make("report", **own) == ["report"]
+
+
 def test_a_failed_stage_is_not_taken_for_done(make, sets, tmp_path):
     variables = {"RUN": tmp_path / "failed", "QUERIES": sets[0]}
     make("scan", **variables)
