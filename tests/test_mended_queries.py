@@ -72,7 +72,7 @@ def files_of(folder: Path) -> dict[str, str]:
     return {name: one for name, one in contents(folder).items() if name != "manifest.json"}
 
 
-@pytest.mark.parametrize("precision", ["exact", "fast"])
+@pytest.mark.parametrize("precision", ["exact", "single", "fast"])
 @pytest.mark.parametrize("batch", [2, 7], ids=["two chunks", "one chunk"])
 @pytest.mark.parametrize("kind", SETTINGS)
 def test_only_damaged_modules(

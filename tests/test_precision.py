@@ -1,5 +1,6 @@
-"""`--precision fast` rounds the inputs of products and little else: scores stay the same for every
-purpose of a ranking, and nothing of it outlives a pass or reaches a float64 model.
+"""`--precision fast` rounds the inputs of products and little else, `single` only what is
+decomposed: scores stay the same for every purpose of a ranking, and nothing of it outlives a pass
+or reaches a float64 model.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from inflcli.errors import BadInput
 from inflcli.model.precision import products, resolve_precision
 
 CPU = torch.device("cpu")
+EVERY = ("exact", "single", "fast")
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2"])
 def prepared(request, tiny_model, tiny_text, tmp_path_factory):
     pipeline = Pipeline(tiny_model(request.param), tmp_path_factory.mktemp("run"), "float32")
     pipeline.prepare(tiny_text)
-    for precision in ("exact", "fast"):
+    for precision in EVERY:
         pipeline.fit(precision, precision=precision)
     return pipeline
 
@@ -31,16 +33,17 @@ def prepared(request, tiny_model, tiny_text, tmp_path_factory):
 def test_scores(prepared, tiny_queries, route):
     """From the fit to the scan. The tiny model's random weights are a hard case."""
     found = {}
-    for precision in ("exact", "fast"):
+    for precision in EVERY:
         queries = prepared.precondition(
             tiny_queries, f"q-{precision}-{route}", precision, rank=12, precision=precision
         ).name
         found[precision] = scores(
             prepared.scan(f"s-{precision}-{route}", queries, precision=precision, route=route)
         )
-    assert not np.array_equal(found["exact"], found["fast"])
-    for exact, fast in zip(found["exact"], found["fast"], strict=True):
-        assert np.corrcoef(exact, fast)[0, 1] > 0.9999
+    for precision, bar in (("single", 1 - 1e-6), ("fast", 0.9999)):
+        assert not np.array_equal(found["exact"], found[precision])
+        for exact, other in zip(found["exact"], found[precision], strict=True):
+            assert np.corrcoef(exact, other)[0, 1] > bar
 
 
 def test_token_scores(prepared, tiny_queries):
@@ -80,9 +83,16 @@ def test_corrected_eigenvalues_have_no_bias(prepared):
 def test_a_float64_model_is_exact():
     assert resolve_precision("fast", CPU, torch.float64) == "exact"
     assert resolve_precision("auto", CPU, torch.float64) == "exact"
-    assert resolve_precision("fast", CPU, torch.float32) == "fast"
+    for wanted in EVERY:
+        assert resolve_precision(wanted, CPU, torch.float32) == wanted
     with pytest.raises(BadInput, match="meta"):
         resolve_precision("fast", torch.device("meta"), torch.float32)
+
+
+@pytest.mark.parametrize(("units", "found"), [(True, "fast"), (False, "single")])
+def test_auto_goes_by_the_matrix_units(monkeypatch, units, found):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: units)
+    assert resolve_precision("auto", CPU, torch.float32) == found
 
 
 def test_it_is_restored_after_an_error():
@@ -142,9 +152,10 @@ def test_what_float32_cannot_hold_is_decomposed_in_float64():
     torch.testing.assert_close(values, decompose([matrix])[0])
 
 
-def test_the_factors_of_a_fast_fit_are_orthogonal(prepared):
-    for module in FactorsReader.open(prepared.run / "fast").modules:
-        (q,) = read_output(prepared.run / "fast", module["name"]).vectors
+@pytest.mark.parametrize("precision", ["single", "fast"])
+def test_the_factors_of_a_fit_in_float32_are_orthogonal(prepared, precision):
+    for module in FactorsReader.open(prepared.run / precision).modules:
+        (q,) = read_output(prepared.run / precision, module["name"]).vectors
         assert q.dtype == torch.float32
         torch.testing.assert_close(q.T @ q, torch.eye(len(q)), atol=1e-5, rtol=0)
 

@@ -59,8 +59,9 @@ Precision = Annotated[
     str,
     typer.Option(
         "--precision",
-        help="Of the programme's own products: exact (float32), or fast (inputs rounded to "
-        "bfloat16, eigenvectors in float32). auto is fast where the processor has matrix units.",
+        help="Of the programme's own products: exact (float32, decomposed in float64), single "
+        "(in float32, too), or fast (inputs rounded to bfloat16). auto is fast where the processor "
+        "has matrix units, else single.",
     ),
 ]
 MaxMemory = Annotated[

@@ -43,21 +43,26 @@ def energy(v: Tensor) -> Tensor:
     return torch.linalg.vector_norm(v, dim=-1, dtype=single).double().square().sum(-1)
 
 
-def truncate(v: Tensor, rank: int) -> LowRank:
+def truncate(v: Tensor, rank: int, *, single: bool = False) -> LowRank:
     """The leading min(rank, P, M) components of every V.
 
     Exact (the eigenvectors of the smaller Gram matrix in float64) where that is cheap or precision
     is asked for: a short side D of up to 128, in float64 of up to 1,024, or one that the search
     would span whole. Otherwise a randomised block Krylov search with oversampling, whose energies
     are a little low and whose start depends on nothing but the shape. bfloat16 is multiplied as
-    such, decomposed in float32, and factored into float32; all else is decomposed in float64.
+    such, decomposed in float32, and factored into float32; all else is decomposed in float64, but
+    for float32 with `single`.
     Raises torch.linalg.LinAlgError for what is not finite. Cost a matrix: exact D P M + about
     9 D³, else about (3.2 rank + 96) P M MACs.
     """
     rank = min(rank, *v.shape[-2:])
     wide = v if v.shape[-2] <= v.shape[-1] else v.mT
-    find = _exact if is_exact(wide.shape[-2], rank, wide.dtype) else _randomised
-    short, long, energies = find(wide, rank)
+    if is_exact(wide.shape[-2], rank, wide.dtype):
+        short, long, energies = _exact(wide, rank)
+    else:
+        # bfloat16 leaves nothing that float64 would keep.
+        coarse = wide.dtype == torch.bfloat16 or (single and wide.dtype == torch.float32)
+        short, long, energies = _randomised(wide, rank, torch.float32 if coarse else torch.float64)
     left, right = (short, long) if wide is v else (long, short)
     return LowRank(left, right, energies)
 
@@ -77,12 +82,11 @@ def _exact(wide: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     return u.to(work), (exact.mT @ u).to(work), energies
 
 
-def _randomised(wide: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+def _randomised(wide: Tensor, rank: int, work: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """`work` is what the rows of the search are decomposed in."""
     # A generator of its own: the answer does not depend on what ran before, nor on the device.
     width, draw = _width(rank), torch.Generator().manual_seed(0)
     start = torch.randn(wide.shape[-1], width, generator=draw).to(wide)
-    # bfloat16 leaves nothing that float64 would keep.
-    work = torch.float32 if wide.dtype == torch.bfloat16 else torch.float64
     found = wide @ start
     basis = found[..., :0].double()
     rows: list[Tensor] = []

@@ -14,8 +14,10 @@ from inflcli.influence.dense import GRAIN, gradients_formed
 
 BALANCE = {
     ("cpu", "exact"): 12.0,
+    ("cpu", "single"): 12.0,
     ("cpu", "fast"): 40.0,
     ("cuda", "exact"): 20.0,
+    ("cuda", "single"): 20.0,
     ("cuda", "fast"): 100.0,
 }
 """MACs a byte, measured on CPUs with AMX; the rows for GPUs are from their data sheets."""

@@ -49,6 +49,8 @@ class Candidates:
     gradients: RotatedGradients
     limit: int
     """No query keeps more of them."""
+    single: bool
+    """Whether they are found in float32."""
     found: dict[int, LowRank] = field(default_factory=dict)
     energy: dict[int, float] = field(default_factory=dict)
 
@@ -57,7 +59,7 @@ class Candidates:
         for part, v in matrices(self.module, self.gradients, rows):
             whole = energy(v)
             common.require_finite(whole, "preconditioned query", self.module.name)
-            components = truncate(v, min(rank, self.limit))
+            components = truncate(v, min(rank, self.limit), single=self.single)
             for place, row in enumerate(part):
                 self.found[row], self.energy[row] = components[place], float(whole[place])
 
@@ -83,6 +85,12 @@ class Candidates:
         return Compressed(tensors, owner, list(ranks), found, kept, energies)
 
 
+def _candidates(
+    module: TrackedModule, gradients: RotatedGradients, config: PreconditionConfig
+) -> Candidates:
+    return Candidates(module, gradients, _limit(module, config), config.precision != "exact")
+
+
 def matrices(
     module: TrackedModule, gradients: RotatedGradients, rows: Sequence[int]
 ) -> Iterator[tuple[list[int], Tensor]]:
@@ -101,9 +109,7 @@ def compress(
     Raises NumericalFault naming a module whose V is not finite.
     """
     if config.keep is not None:
-        found = [
-            Candidates(module, gradients, _limit(module, config)) for module, gradients in held
-        ]
+        found = [_candidates(module, gradients, config) for module, gradients in held]
         held.clear()
         yield from _allocated(found, config.keep)
     while held:
@@ -111,7 +117,7 @@ def compress(
         if config.rank is None:
             yield module.name, _whole(module, gradients)
         else:
-            candidates = Candidates(module, gradients, _limit(module, config))
+            candidates = _candidates(module, gradients, config)
             count = gradients.a.shape[0]
             candidates.find(range(count), candidates.limit)
             yield module.name, candidates.keep([candidates.limit] * count)
@@ -132,7 +138,7 @@ def compress_again(
             yield module.name, _whole(module, gradients)
             continue
         found = [query[module.name]["found"] for query in before]
-        candidates = Candidates(module, gradients, _limit(module, config))
+        candidates = _candidates(module, gradients, config)
         for count in sorted(set(found)):
             # Those that more were found of took part: rounding depends on who is multiplied along.
             candidates.find([row for row, own in enumerate(found) if own >= count], count)

@@ -171,7 +171,7 @@ class Fit:
                 if owners[one.key] == self.ranks.rank and one.key not in earlier
             ],
             lambda matrix: statistics.take(matrix.side, matrix.name),
-            fast=self.config.precision == "fast",
+            fast=self.config.precision != "exact",
             stored=self.model.statistics_dtype,
             done=done,
         )

@@ -155,7 +155,7 @@ def _bases(folder: Path, runtime: Runtime) -> Artifact:
         writer.folder,
         wanted,
         lambda matrix: _covariance(sums, matrix, whole.config["blocks"]),
-        fast=shards.details["precision"] == "fast",
+        fast=shards.details["precision"] != "exact",
         stored=sums.stored(f"{wanted[0].key}:0"),
         done=lambda group: None,
     )

@@ -130,7 +130,7 @@ def _decompose(
         timed.folder,
         covariances(modules),
         sums,
-        fast=config.precision == "fast",
+        fast=config.precision != "exact",
         stored=timed.model.statistics_dtype,
         done=lambda group: None,
     )
@@ -140,7 +140,7 @@ def _decompose(
 def _probe_speed(timed: Timed, size: int = _PROBE) -> float:
     """FLOPs a second of the eigenvectors of a random matrix."""
     device = timed.model.device
-    kind = torch.float32 if timed.task.fast else torch.float64
+    kind = torch.float64 if timed.task.config.fit.precision == "exact" else torch.float32
     rows = torch.randn(2 * size, size, dtype=kind, device=device)
     matrix = rows.T @ rows
     begun = now(device)
