@@ -74,6 +74,7 @@ def make_run(
     layers: int = LAYERS,
     shared: bool = True,
     per_line: bool = False,
+    rank: int = 32,
 ) -> Path:
     """Write corpus, queries, scan and, if wanted, candidates and attribution to `folder`.
 
@@ -89,7 +90,7 @@ def make_run(
     config = PrepareConfig(seq_len=seq_len, per_line=per_line)
     prepare([str(text)], str(tokenizer), folder / "corpus", config, Runtime(command=("inflcli",)))
     draw = np.random.default_rng(seed)
-    _queries(folder, tokenizer, query_file, draw, layers)
+    _queries(folder, tokenizer, query_file, draw, layers, rank)
     if filtered:
         _candidates(folder, draw)
     _scan(folder, draw, top, layers, shared)
@@ -111,7 +112,7 @@ def _input(path: Path, stage: str) -> Input:
 
 
 def _queries(
-    folder: Path, tokenizer: Path, source: Path, draw: np.random.Generator, layers: int
+    folder: Path, tokenizer: Path, source: Path, draw: np.random.Generator, layers: int, rank: int
 ) -> None:
     loaded = load_tokenizer(tokenizer)
     inputs = {
@@ -123,6 +124,8 @@ def _queries(
     settings = {
         **PreconditionConfig().identity(),
         "curvature": "ekfac",
+        "keep": None,
+        "rank": rank,
         "seed": int(draw.integers(9)),
     }
     writer = _begin(folder / "queries", "precondition", settings, inputs)
@@ -136,6 +139,7 @@ def _queries(
                 "metadata": query.metadata, "tokens": encoded.tokens,
                 "completion_start": encoded.completion_start, "merged": encoded.merged,
                 "token_log_p": log_p, "log_p": sum(log_p), "kept_energy": 0.97,
+                "bytes": rank * 1000,
             }
         )  # fmt: skip
     queries.write_queries(writer.folder, described)

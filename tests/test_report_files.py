@@ -47,6 +47,21 @@ def test_the_page_carries_the_table_without_texts(out: Path) -> None:
     assert table.equals(whole.select(table.column_names))
 
 
+def test_runs_of_other_ranks_make_a_curve(tmp_path: Path, tiny_tokenizer: Path) -> None:
+    """Of those that differ in their rank alone."""
+    runs = [
+        make_run(tmp_path / f"rank-{rank}", tiny_tokenizer, rank=rank, seed=rank)
+        for rank in (8, 16)
+    ]
+    whole = make_run(tmp_path / "whole", tiny_tokenizer)
+    config, others = ReportConfig(("figures",), TOP), [whole, *runs]
+    report(whole, tmp_path / "out", config, Runtime(), compared=others)
+    drawn = (tmp_path / "out" / "figures" / "low-rank.svg").read_text()
+    assert "kB a query" in drawn and drawn.count("<use") >= 4  # two points of two lines, and ticks
+    report(whole, tmp_path / "alone", config, Runtime(), compared=[whole])
+    assert not (tmp_path / "alone" / "figures" / "low-rank.svg").exists()
+
+
 def test_each_query_has_its_figures(out: Path) -> None:
     names = {path.name for path in (out / "figures").iterdir()}
     assert names == {

@@ -4,6 +4,7 @@ and tokens."""
 from __future__ import annotations
 
 import io
+import statistics
 import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -46,11 +47,43 @@ def render(view: RunView) -> dict[str, bytes]:
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
         for number, query in enumerate(view.queries, 1):
             for name, figure in _figures(view, query):
-                for kind in ("png", "svg"):
-                    out, date = io.BytesIO(), {"Date": None} if kind == "svg" else None
-                    figure.savefig(out, format=kind, dpi=200, metadata=date)
-                    files[f"{FOLDER}/query-{number}-{name}.{kind}"] = out.getvalue()
+                files |= _saved(f"query-{number}-{name}", figure)
+        curve = _low_rank(view)
+        if curve is not None:
+            files |= _saved("low-rank", curve)
     return files
+
+
+def _saved(name: str, figure: Figure) -> dict[str, bytes]:
+    files = {}
+    for kind in ("png", "svg"):
+        out, date = io.BytesIO(), {"Date": None} if kind == "svg" else None
+        figure.savefig(out, format=kind, dpi=200, metadata=date)
+        files[f"{FOLDER}/{name}.{kind}"] = out.getvalue()
+    return files
+
+
+def _low_rank(view: RunView) -> Figure | None:
+    """What compression costs: 1 - Pearson with the run against bytes a query, of the compared runs
+    that differ in nothing else; None where there is none."""
+    from matplotlib.figure import Figure
+
+    points = []
+    for place, run in enumerate(view.compared):
+        both = [query.comparisons[place] for query in view.queries]
+        known = [one.pearson for one in both if one is not None and one.pearson is not None]
+        if run.only_compressed_otherwise and known:
+            points.append((run.bytes, 1 - min(known), 1 - statistics.fmean(known)))
+    if not points:
+        return None
+    figure = Figure(figsize=(3.3, 2.4))
+    axes = figure.subplots()
+    sizes, worst, mean = np.array(sorted(points)).T
+    axes.loglog(sizes / 1e3, worst, "o-", color=_PLUS, label="worst query")
+    axes.loglog(sizes / 1e3, mean, "o-", color=_MINUS, label="mean")
+    axes.set(xlabel="kB a query", ylabel="1 \N{MINUS SIGN} Pearson with this run")
+    axes.legend(frameon=False)
+    return figure
 
 
 def _figures(view: RunView, query: QueryView) -> Iterator[tuple[str, Figure]]:

@@ -208,6 +208,12 @@ class ComparedRun:
     name: str
     differences: Sequence[Fact]
     """What its provenance says otherwise."""
+    bytes: float
+    """Of a query on disk, on average."""
+
+    @property
+    def only_compressed_otherwise(self) -> bool:
+        return [fact.label for fact in self.differences] == ["Compression"]
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,7 @@ class Other:
                 for fact in facts(self.run.artifacts)
                 if fact.label not in _USUAL and fact.value != _value(mine.get(fact.label))
             ],
+            statistics.fmean(query["bytes"] for query in self.run.queries.queries),
         )
 
     def ranks(self, reported: Run, read: Callable[[int], SequenceText]) -> Iterator[Ranks | None]:
