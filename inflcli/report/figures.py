@@ -94,7 +94,7 @@ def _figures(view: RunView, query: QueryView) -> Iterator[tuple[str, Figure]]:
             figure = Figure(figsize=(3.3, 2.4))
             draw(figure.subplots(), query.distribution)
             yield name, figure
-    figure = Figure(figsize=(3.3, 0.7 + 0.2 * len(view.group_names)))
+    figure = Figure(figsize=(3.3, 0.9 + 0.2 * len(view.group_names)))
     _profile(figure.subplots(), query.profile)
     yield "layers", figure
     attributed = [one for one in query.sequences if one.by_group is not None]
@@ -116,7 +116,7 @@ def _survival(axes: Axes, found: Distribution) -> None:
         label = f"power law, α = {tail.alpha:.2f} ± {tail.error:.2f} (p = {tail.p_value:.2f})"
         axes.loglog(along, law, "--", color=_INK, linewidth=1, label=label)
         axes.legend(frameon=False)
-    axes.set(xlabel="influence", ylabel="share of sequences that have at least it")
+    axes.set(xlabel="influence", ylabel="share of sequences with as much")
 
 
 def _concentration(axes: Axes, found: Distribution) -> None:
@@ -141,7 +141,7 @@ def _profile(axes: Axes, profile: LayerProfile) -> None:
     axes.axvline(0, color=_INK, linewidth=0.6)
     axes.set_yticks(places, profile.names)
     axes.set_xlabel("share of the influence")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
 
 def _around(view: SequenceView) -> tuple[int, int]:
