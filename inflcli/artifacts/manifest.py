@@ -20,8 +20,6 @@ from inflcli.errors import CorruptArtifact
 SCHEMA = 1
 FILE_NAME = "manifest.json"
 LOST = "without it nothing there can be trusted: remove the folder and run the same command again"
-_OF_ARTIFACTS = ("zarr.json", "queries.json", "corrected", "index.html", "report.jsonl")
-"""Of which each artifact has one, and hardly any other folder."""
 
 
 @dataclass(frozen=True)
@@ -114,10 +112,30 @@ class Manifest:
 
 
 def has_lost_manifest(folder: Path) -> bool:
-    """Whether there is no manifest where there is what an artifact holds."""
+    """Whether there is no manifest where there is what an artifact holds, and no other folder."""
     if (folder / FILE_NAME).is_file():
         return False
-    return any((folder / name).exists() for name in _OF_ARTIFACTS)
+    modules = (folder / "modules").is_dir()
+    factors = modules and (folder / "inputs").is_dir()
+    queries = modules and (folder / "queries.json").is_file()
+    return factors or queries or _is_group(folder) or _is_report(folder)
+
+
+def _is_group(folder: Path) -> bool:
+    """Whether it is a group of zarr arrays, and no array itself."""
+    try:
+        described = json.loads((folder / "zarr.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(described, dict) and described.get("node_type") == "group"
+
+
+def _is_report(folder: Path) -> bool:
+    try:
+        with (folder / "index.html").open(encoding="utf-8", errors="replace") as page:
+            return "influence report</title>" in page.read(4096)
+    except OSError:
+        return False
 
 
 def read_manifest(folder: Path) -> Manifest:
