@@ -116,6 +116,8 @@ class FitFactorsConfig(StageConfig):
     dtype: str = "auto"
     precision: str = "auto"
     seed: int = 0
+    splits: int = 2
+    """Parts of the sequences whose sums are kept apart; of one alone the stability is unknown."""
     shard: Shard | None = None
 
 

@@ -1,7 +1,8 @@
-"""The factors on disk: one safetensors file per shared input, and one per module.
+"""The factors on disk: one safetensors file per shared input, and one or two per module.
 
 `inputs/NAME.safetensors` holds λ_A and the blocks of Q_A of the modules that read one tensor;
-`modules/NAME.safetensors` holds λ_S, the blocks of Q_S and, for EK-FAC, Λ.
+`modules/NAME.safetensors` holds λ_S and the blocks of Q_S; `corrected/NAME.safetensors`, for
+EK-FAC, Λ. Each also holds how far two halves of the data agreed on it, where that is known.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from inflcli.artifacts import files
 from inflcli.artifacts.folder import Artifact
 
+_AGREEMENT = "agreement"
 _SIDES = {"A": "inputs", "S": "modules", "corrected": "corrected"}
 
 
@@ -25,15 +28,19 @@ class Eigen:
 
     values: Tensor
     vectors: tuple[Tensor, ...]
+    agreement: float | None = None
+    """Of two halves of the data (`inflcli.ekfac.stability`); None is not known."""
 
     def tensors(self) -> dict[str, Tensor]:
         named = {f"vectors.{number}": block for number, block in enumerate(self.vectors)}
-        return {"values": self.values, **named}
+        return {"values": self.values, **named, **_agreed(self.agreement)}
 
     @classmethod
     def parse(cls, tensors: dict[str, Tensor]) -> Eigen:
         count = sum(name.startswith("vectors.") for name in tensors)
-        return cls(tensors["values"], tuple(tensors[f"vectors.{i}"] for i in range(count)))
+        vectors = tuple(tensors[f"vectors.{i}"] for i in range(count))
+        agreement = tensors.get(_AGREEMENT)
+        return cls(tensors["values"], vectors, None if agreement is None else float(agreement))
 
 
 def write_eigen(folder: Path, side: str, name: str, eigen: Eigen) -> None:
@@ -44,9 +51,29 @@ def write_eigen(folder: Path, side: str, name: str, eigen: Eigen) -> None:
     _write(folder / _SIDES[side] / f"{name}.safetensors", eigen.tensors())
 
 
-def write_corrected(folder: Path, name: str, corrected: Tensor) -> None:
+def write_corrected(
+    folder: Path, name: str, corrected: Tensor, agreement: float | None = None
+) -> None:
     """Write Λ [P, M] of a module."""
-    _write(folder / "corrected" / f"{name}.safetensors", {"corrected": corrected})
+    tensors = {"corrected": corrected, **_agreed(agreement)}
+    _write(folder / "corrected" / f"{name}.safetensors", tensors)
+
+
+def _agreed(agreement: float | None) -> dict[str, Tensor]:
+    if agreement is None:
+        return {}
+    return {_AGREEMENT: torch.tensor(agreement, dtype=torch.float64)}
+
+
+def read_agreements(folder: Path, side: str) -> dict[str, float]:
+    """How far two halves agreed on A, S or corrected, by module, where that is known."""
+    paths = sorted((folder / _SIDES[side]).glob("*.safetensors"))
+    found = {path: files.find_tensor(path, _AGREEMENT) for path in paths}
+    return {
+        path.name.removesuffix(".safetensors"): float(agreement)
+        for path, agreement in found.items()
+        if agreement is not None
+    }
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:

@@ -6,7 +6,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -132,21 +132,15 @@ def read_metadata(path: Path) -> dict[str, str]:
         raise CorruptArtifact(f"{path} is missing or damaged ({error})") from error
 
 
-def read_tensor(paths: Sequence[Path], name: str) -> Any:
-    """One tensor, from whichever of some safetensors files holds it; the rest is not read.
-
-    Raises CorruptArtifact when none does, or one is damaged.
-    """
+def find_tensor(path: Path, name: str) -> Any | None:
+    """A tensor of a safetensors file, or None; the rest is not read. Raises CorruptArtifact."""
     from safetensors import SafetensorError, safe_open
 
-    for path in paths:
-        try:
-            with safe_open(path, framework="pt") as stored:
-                if name in set(stored.keys()):
-                    return stored.get_tensor(name)
-        except (OSError, SafetensorError) as error:
-            raise CorruptArtifact(f"{path} is missing or damaged ({error})") from error
-    raise CorruptArtifact(f"{name} is in none of {', '.join(map(str, paths)) or 'no files'}")
+    try:
+        with safe_open(path, framework="pt") as stored:
+            return stored.get_tensor(name) if name in set(stored.keys()) else None
+    except (OSError, SafetensorError) as error:
+        raise CorruptArtifact(f"{path} is missing or damaged ({error})") from error
 
 
 def file_digest(path: Path) -> str:

@@ -190,14 +190,18 @@ def _unite(progress: Progress, other: Progress) -> None:
 def _added(one: Sums, other: Sums) -> Sums:
     if not one[0] or not other[0]:
         return one if one[0] else other
-    for name, tensor in one[0].items():
-        tensor += other[0].pop(name)
+    for name, tensor in other[0].items():
+        if name in one[0]:
+            one[0][name] += tensor
+        else:
+            one[0][name] = tensor
     return one[0], add_counts(one[1], other[1])
 
 
 def add_counts(one: Counts, other: Counts) -> Counts:
-    """Add up numbers of the same names."""
-    return {
-        name: add_counts(value, other[name]) if isinstance(value, dict) else value + other[name]
-        for name, value in one.items()
-    }
+    """Add up numbers of the same names; one that only one of the two has stands as it is."""
+    found = {**other, **one}
+    for name in one.keys() & other.keys():
+        pair = one[name], other[name]
+        found[name] = add_counts(*pair) if isinstance(pair[0], dict) else sum(pair)
+    return found

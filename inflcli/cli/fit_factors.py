@@ -47,6 +47,17 @@ def command(
         int | None,
         typer.Option("--max-sequences", min=1, help="Fit on a seeded sample of this many."),
     ] = None,
+    splits: Annotated[
+        int,
+        typer.Option(
+            "--splits",
+            min=1,
+            max=64,
+            help="Parts of the sequences that are summed apart: two halves say how stable the "
+            "factors are, and shards whose number divides this merge to the same bytes. Each "
+            "takes the memory of the sums; 1 takes the least.",
+        ),
+    ] = FitFactorsConfig.splits,
     chunk_size: Annotated[
         int | None,
         typer.Option(
@@ -85,6 +96,7 @@ def command(
         dtype=common.choice("dtype", dtype, DTYPES),
         precision=common.choice("precision", precision, PRECISIONS),
         seed=common.checked_seed(seed),
+        splits=splits,
         shard=common.shard(shard),
     )
     runtime = common.runtime(

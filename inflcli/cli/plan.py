@@ -78,6 +78,9 @@ def command(
         int | None,
         typer.Option("--max-sequences", min=1, help="Of fit-factors: fit on this many."),
     ] = None,
+    splits: Annotated[
+        int, typer.Option("--splits", min=1, max=64, help="Of fit-factors: sums kept apart.")
+    ] = FitFactorsConfig.splits,
     rank: Annotated[
         str | None, typer.Option("--rank", help="Of precondition: a rank, or full.")
     ] = None,
@@ -152,6 +155,7 @@ def command(
             labels=common.choice("labels", labels, LABELS),
             label_samples=label_samples,
             max_sequences=max_sequences,
+            splits=splits,
         ),
         precondition=PreconditionConfig(curvature=curvature, **compression(rank, keep, max_rank)),
         scan=ScanConfig(

@@ -10,8 +10,8 @@ module each:
 4. `inverse`:    (G + λI)⁻¹ V = Q_S [(Q_Sᵀ V Q_A) / (Λ + λ)] Q_Aᵀ
 
 `lowrank` finds the leading components of a preconditioned query, and `allocation` says how many of
-them to keep in each module. Works for any model of linear modules: nothing here knows about
-language models.
+them to keep in each module; `stability` compares what two halves of the data found. Works for any
+model of linear modules: nothing here knows about language models.
 """
 
 from inflcli.ekfac.allocation import allocate
@@ -20,6 +20,7 @@ from inflcli.ekfac.covariance import CovarianceSum
 from inflcli.ekfac.eigenbasis import Basis, decompose, decompose_all
 from inflcli.ekfac.inverse import DampedInverse, damping_value, kfac_eigenvalues, precondition
 from inflcli.ekfac.lowrank import LowRank, energy, truncate
+from inflcli.ekfac.stability import corrected_agreement, covariance_agreement
 
 __all__ = [
     "Basis",
@@ -28,6 +29,8 @@ __all__ = [
     "DampedInverse",
     "LowRank",
     "allocate",
+    "corrected_agreement",
+    "covariance_agreement",
     "damping_value",
     "decompose",
     "decompose_all",

@@ -65,5 +65,17 @@ class CorrectedSum:
         gradient = gradient.to(total.dtype)
         total.addcmul_(gradient, gradient)
 
+    def move(self, device: torch.device) -> None:
+        self.total = self.total.to(device)
+
+    def doubled(self, device: torch.device) -> CorrectedSum:
+        """A copy in float64."""
+        return CorrectedSum(self.total.to(device, torch.float64, copy=True), self.count)
+
+    def join(self, other: CorrectedSum) -> None:
+        """Add another's sequences."""
+        self.total += other.total.to(self.total.device)
+        self.count += other.count
+
     def mean(self) -> Tensor:
         return self.total / max(self.count, 1)

@@ -49,6 +49,33 @@ class CovarianceSum:
                 first += width
         self.count += rows.shape[0] - zeros
 
+    def move(self, device: torch.device) -> None:
+        self.blocks = [block.to(device) for block in self.blocks]
+
+    def doubled(self, device: torch.device) -> CovarianceSum:
+        """A copy in float64."""
+        blocks = [block.to(device, torch.float64, copy=True) for block in self.blocks]
+        return CovarianceSum(blocks, self.count)
+
+    def join(self, other: CovarianceSum) -> None:
+        """Add another's rows."""
+        for block, more in zip(self.blocks, other.blocks, strict=True):
+            block += more.to(block.device)
+        self.count += other.count
+
+    def inner(self, other: CovarianceSum) -> float:
+        """tr(X Y) of two sums X, Y. Cost: reading both."""
+        total = 0.0
+        for one, two in zip(self.blocks, other.blocks, strict=True):
+            total += 2 * float(one.flatten() @ two.flatten())
+            # What is right of a diagonal tile counts twice, the tile itself is whole.
+            first = 0
+            for width in block_sizes(len(one), -(-len(one) // TILE)):
+                tile = slice(first, first + width)
+                total -= float((one[tile, tile] * two[tile, tile]).sum())
+                first += width
+        return total
+
     def mean(self, dtype: torch.dtype = torch.float64) -> list[Tensor]:
         """E[x xᵀ] block by block, symmetric."""
         return [_mirrored(block.to(dtype) / max(self.count, 1)) for block in self.blocks]

@@ -54,7 +54,7 @@ def share_out(costs: Sequence[int], ranks: int) -> list[int]:
 def write_eigenvectors(
     folder: Path,
     wanted: Sequence[Matrix],
-    covariance: Callable[[Matrix], CovarianceSum],
+    covariance: Callable[[Matrix], tuple[CovarianceSum, float | None]],
     *,
     fast: bool,
     stored: torch.dtype,
@@ -62,6 +62,7 @@ def write_eigenvectors(
 ) -> None:
     """Decompose the mean of each `covariance(matrix)`, and write what is found.
 
+    Beside the sum that gives how far its halves agree, if that is known, which is written too.
     Files are written while the next batch is decomposed, and `done` is called after them.
     """
 
@@ -76,9 +77,17 @@ def write_eigenvectors(
         common.Behind() as behind,
     ):
         for group in _batches(wanted):
-            means = [covariance(matrix).mean(element) for matrix in group]
+            means, agreements = [], []
+            for matrix in group:
+                total, agreement = covariance(matrix)
+                means.append(total.mean(element))
+                agreements.append(agreement)
+                del total  # twice as wide as what it becomes
             found = decompose_all(means, fast=fast)
-            eigens = [store.Eigen(values, basis.to(stored).blocks) for values, basis in found]
+            eigens = [
+                store.Eigen(values, basis.to(stored).blocks, agreement)
+                for (values, basis), agreement in zip(found, agreements, strict=True)
+            ]
             behind.do(partial(write, group, eigens))
             meter.advance(len(group))
 

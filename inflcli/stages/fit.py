@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import statistics as statistical
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -19,6 +20,7 @@ from inflcli.artifacts.corpus import CorpusReader
 from inflcli.artifacts.folder import Artifact
 from inflcli.artifacts.ledger import add_counts
 from inflcli.config import FitFactorsConfig, Runtime
+from inflcli.ekfac import CovarianceSum
 from inflcli.model.batches import plan_units
 from inflcli.model.load import LoadedModel
 from inflcli.model.memory import budget
@@ -27,15 +29,17 @@ from inflcli.model.tracked import TrackedModule, find_tracked, share_tracked
 from inflcli.stages import common
 from inflcli.stages.eigenvectors import Matrix, covariances, share_out, write_eigenvectors
 from inflcli.stages.fit_plan import chosen_sequences, draw_labels, partition, read_bases
+from inflcli.stages.splits import Splits, add_corrected, add_covariances, split_sequences
 from inflcli.stages.statistics import (
     CorrectedStatistics,
     CovarianceStatistics,
-    Statistics,
     corrected_bytes,
     covariance_bytes,
 )
 from inflcli.stages.units import Unit, ignore, read_units
 
+Sequences = list[NDArray[np.int64]]
+"""Of every split."""
 Step = tuple[str, list[str]]
 """A phase, covariance or corrected, and the modules that it is for."""
 
@@ -78,7 +82,8 @@ class Fit:
     def run(self) -> Artifact:
         if self.config.curvature == "identity":
             return self._finish({"sequences": 0, "predicted_tokens": 0})
-        ids = chosen_sequences(self.corpus, self.config)
+        chosen = chosen_sequences(self.corpus, self.config)
+        ids = split_sequences(chosen, self.config.splits)
         tokens = self.before.get("tokens", 0)
         for number, (phase, names) in self.steps(self._parts):
             modules = [module for module in self.modules if module.name in names]
@@ -89,7 +94,7 @@ class Fit:
                 self._corrected(modules, ids, f"{phase} {number}")
                 folders = ["corrected"]
             self.end_step({"tokens": tokens}, [self.folder / name for name in folders])
-        return self._finish({"sequences": len(ids), "predicted_tokens": tokens})
+        return self._finish({"sequences": len(chosen), "predicted_tokens": tokens})
 
     def steps(self, plan: Callable[[], list[Step]]) -> list[tuple[str, Step]]:
         """The steps that are left, each with a number to show; `end_step` ends each."""
@@ -121,6 +126,8 @@ class Fit:
         """The passes to make: as few as memory allows, each for some of the modules."""
         memory = budget(self.runtime.memory_gib, self.model.device)
         element = self.model.statistics_dtype.itemsize
+        # On a device of its own there is one split at a time.
+        splits = self.config.splits if self.model.device.type == "cpu" else 1
         found = []
         phases = {"covariance": covariance_bytes, "corrected": corrected_bytes}
         if self.config.curvature == "kfac":
@@ -129,7 +136,7 @@ class Fit:
             modules = self.modules
             if "only" in self.before:  # the others' are sound
                 modules = [m for m in modules if m.name in self.before["only"][phase]]
-            sizes = {m.name: size(m, self.config.blocks, element) for m in modules}
+            sizes = {m.name: size(m, self.config.blocks, element, splits) for m in modules}
             parts = partition(modules, sizes, memory)
             if len(parts) > 1:
                 console.info(
@@ -141,9 +148,10 @@ class Fit:
 
     def _finish(self, counts: dict[str, Any]) -> Artifact:
         counts = {**counts, "modules": len(self.modules)}
-        return self.begun.finish(counts=counts, details=self.details, timings=self.timings)
+        details = {**self.details, "stability": stability(self.folder)}
+        return self.begun.finish(counts=counts, details=details, timings=self.timings)
 
-    def _covariances(self, modules: list[TrackedModule], ids: NDArray[np.int64], title: str) -> int:
+    def _covariances(self, modules: list[TrackedModule], ids: Sequences, title: str) -> int:
         """A pass, then the eigenvectors. Returns the count of predicted tokens."""
         statistics = self.covariance_pass(modules, ids, title)
         # Without all sums on disk, there is nothing that a resumed run could go on from.
@@ -157,6 +165,13 @@ class Fit:
         self.add_up(statistics, owners)
         earlier = self.before.get("decomposed", [])
         found: list[str] = list(earlier) if self.ranks.rank == 0 else []
+        tokens = sum(part.tokens for _, part in statistics.parts())
+
+        def added(matrix: Matrix) -> tuple[CovarianceSum, float | None]:
+            parts = (
+                (split, part.take(matrix.side, matrix.name)) for split, part in statistics.parts()
+            )
+            return add_covariances(parts, self.config.splits, self.model.device)
 
         def done(group: list[Matrix]) -> None:
             found.extend(matrix.key for matrix in group)
@@ -170,53 +185,65 @@ class Fit:
                 for one in matrices
                 if owners[one.key] == self.ranks.rank and one.key not in earlier
             ],
-            lambda matrix: statistics.take(matrix.side, matrix.name),
+            added,
             fast=self.config.precision != "exact",
             stored=self.model.statistics_dtype,
             done=done,
         )
         self._spent("eigenvectors", started)
-        return statistics.tokens
+        return tokens
 
-    def _corrected(self, modules: list[TrackedModule], ids: NDArray[np.int64], title: str) -> None:
+    def _corrected(self, modules: list[TrackedModule], ids: Sequences, title: str) -> None:
         """A pass with fresh pseudo-labels."""
         statistics = self.corrected_pass(modules, ids, title, self.folder)
         owners = share_out([module.parameters for module in modules], self.ranks.size)
-        self.add_up(statistics, dict(zip(statistics.sums, owners, strict=True)))
-        for module, owner in zip(modules, owners, strict=True):
+        names = [module.name for module in modules]
+        self.add_up(statistics, dict(zip(names, owners, strict=True)))
+        for name, owner in zip(names, owners, strict=True):
             if owner == self.ranks.rank:
-                mean = statistics.sums[module.name].mean()
-                store.write_corrected(self.folder, module.name, mean)
+                parts = ((split, part.sums[name]) for split, part in statistics.parts())
+                total, agreement = add_corrected(parts, self.config.splits, self.model.device)
+                mean = total.mean().to(self.model.statistics_dtype)
+                store.write_corrected(self.folder, name, mean, agreement)
 
-    def add_up(self, statistics: Statistics, owners: dict[str, int]) -> None:
+    def add_up(self, statistics: Splits[Any], owners: dict[str, int]) -> None:
         """Add up all processes' sums, each at its owner, and the counts everywhere.
 
-        `owners` are by the names that begin the sums' names.
+        `owners` are by the names that begin the sums' names within a split.
         """
         if self.ranks.size == 1:
             return
+        statistics.complete(self.config.splits)
         sums = statistics.state()
         for name, tensor in sums.items():
-            self.ranks.add_up(tensor, owners.get(name, owners.get(name.rpartition(":")[0], 0)))
+            within = name.partition("/")[2]
+            self.ranks.add_up(tensor, owners.get(within, owners.get(within.rpartition(":")[0], 0)))
         counts = functools.reduce(add_counts, self.ranks.gather(statistics.counts()))
         statistics.restore(sums, counts)
 
     def covariance_pass(
-        self, modules: list[TrackedModule], ids: NDArray[np.int64], title: str
-    ) -> CovarianceStatistics:
-        statistics = CovarianceStatistics(modules, self.config.blocks, self.model)
+        self, modules: list[TrackedModule], ids: Sequences, title: str
+    ) -> Splits[CovarianceStatistics]:
+        def make() -> CovarianceStatistics:
+            return CovarianceStatistics(modules, self.config.blocks, self.model)
+
+        statistics = Splits(make, self.model.device)
         self._pass(title, modules, ids, statistics, stream=0)
         return statistics
 
     def corrected_pass(
-        self, modules: list[TrackedModule], ids: NDArray[np.int64], title: str, folder: Path
-    ) -> CorrectedStatistics:
+        self, modules: list[TrackedModule], ids: Sequences, title: str, folder: Path
+    ) -> Splits[CorrectedStatistics]:
         """In the eigenbases that lie in `folder`."""
         element = self.model.statistics_dtype
         if self.config.precision == "fast":
             element = torch.bfloat16
         bases = read_bases(folder, modules, self.model.device, element)
-        statistics = CorrectedStatistics(modules, bases, self.model)
+
+        def make() -> CorrectedStatistics:
+            return CorrectedStatistics(modules, bases, self.model)
+
+        statistics = Splits(make, self.model.device)
         self._pass(title, modules, ids, statistics, stream=1)
         return statistics
 
@@ -224,8 +251,8 @@ class Fit:
         self,
         title: str,
         modules: list[TrackedModule],
-        ids: NDArray[np.int64],
-        statistics: Statistics,
+        ids: Sequences,
+        statistics: Splits[Any],
         *,
         stream: int,
     ) -> None:
@@ -238,12 +265,12 @@ class Fit:
             tensors, counts = self.ledger.load_state()
             if tensors:
                 statistics.restore(tensors, counts)
-        units = [
-            Unit(number, members)
-            for number, members in enumerate(
-                plan_units(ids, self.corpus.lengths[ids], self._kept["unit"])
-            )
+        planned = [
+            (split, members)
+            for split, of_split in enumerate(ids)
+            for members in plan_units(of_split, self.corpus.lengths[of_split], self._kept["unit"])
         ]
+        units = [Unit(number, ids, split) for number, (split, ids) in enumerate(planned)]
         earlier = set(self.before.get("done", []))
         self._done = sorted(earlier) if self.ranks.rank == 0 else []
         self._all_saved = len(earlier) == len(units)
@@ -254,13 +281,14 @@ class Fit:
             left, self.ranks, title, self.corpus, self.model, self.runtime.batch_size
         )
         shown = title if len(self._kept["parts"]) > 2 else title.split()[0]
-        with console.progress(shown, len(ids), done=before) as meter:
+        with console.progress(shown, sum(map(len, ids)), done=before) as meter:
             for part in parts:
                 if part.unit is None:
                     passes.run(part.batch, labels, ignore)
                     continue
-                statistics.begin(part.batch)
-                passes.run(part.batch, labels, statistics.consume)
+                sums = statistics.of(part.unit.split)
+                sums.begin(part.batch)
+                passes.run(part.batch, labels, sums.consume)
                 meter.reach(before + self.ranks.tally(title, len(part.batch.ids)))
                 if part.last:
                     self._done.append(part.unit.number)
@@ -269,7 +297,7 @@ class Fit:
         statistics.check()
         self._spent(title.split()[0], started)
 
-    def _save(self, statistics: Statistics) -> None:
+    def _save(self, statistics: Splits[Any]) -> None:
         """Record the sums over the units that this process has done."""
         statistics.check()
         progress = {**(self._kept if self.ranks.rank == 0 else {}), "done": self._done}
@@ -279,3 +307,17 @@ class Fit:
     def _spent(self, what: str, started: float) -> None:
         seconds = self.timings.get(what, 0.0) + time.monotonic() - started
         self.timings[what] = round(seconds, 3)
+
+
+def stability(folder: Path) -> dict[str, dict[str, float]]:
+    """How far two halves of the data agreed on the factors in `folder`, over the modules.
+
+    {} where that is not known.
+    """
+    sides = {"covariances": ("A", "S"), "corrected": ("corrected",)}
+    found = {}
+    for name, of in sides.items():
+        values = [one for side in of for one in store.read_agreements(folder, side).values()]
+        if values:
+            found[name] = {"median": statistical.median(values), "least": min(values)}
+    return found

@@ -41,6 +41,9 @@ def fit_factors(
         f"{config.curvature} of {counts['modules']} modules from {counts['sequences']} sequences, "
         f"{counts['predicted_tokens']} predicted tokens"
     )
+    stability = artifact.manifest.details["stability"]
+    if "corrected" in stability:
+        summary += f"; its halves agree to r = {stability['corrected']['median']:.2f}"
     return common.result(artifact, fresh=False, summary=summary)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from inflcli.artifacts import factors as store
 from inflcli.artifacts import files
 from inflcli.artifacts.folder import Artifact
+from inflcli.artifacts.ledger import Counts
 from inflcli.artifacts.manifest import Identity
 from inflcli.artifacts.writer import ArtifactWriter
 from inflcli.config import FitFactorsConfig, Runtime
@@ -27,11 +28,18 @@ from inflcli.errors import BadInput
 from inflcli.model.tracked import TrackedModule
 from inflcli.stages import common
 from inflcli.stages.eigenvectors import Matrix, covariances, write_eigenvectors
-from inflcli.stages.fit import Fit
+from inflcli.stages.fit import Fit, stability
 from inflcli.stages.fit_factors import STAGE, open_inputs
 from inflcli.stages.fit_plan import chosen_sequences
 from inflcli.stages.shards import Shards, find_shards, verify, whole_identity
-from inflcli.stages.statistics import Statistics
+from inflcli.stages.splits import (
+    HOST,
+    Splits,
+    add_corrected,
+    add_covariances,
+    split_sequences,
+    sum_name,
+)
 
 COVARIANCE, BASES, CORRECTED = "covariance", "bases", "corrected"
 
@@ -82,12 +90,12 @@ class FitShard(Fit):
 
     def run_phase(self, phase: str, bases: Artifact | None) -> Artifact:
         assert self.config.shard is not None
-        ids = chosen_sequences(self.corpus, self.config)
-        ids = ids[self.config.shard.part(len(ids))]
+        chosen = chosen_sequences(self.corpus, self.config)
+        ids = split_sequences(chosen, self.config.splits, self.config.shard)
         sums: list[dict[str, Any]] = self.before.get("sums", [])
         for number, (_, names) in self.steps(lambda: [p for p in self._parts() if p[0] == phase]):
             modules = [module for module in self.modules if module.name in names]
-            statistics: Statistics
+            statistics: Splits[Any]
             if bases is None:
                 statistics = self.covariance_pass(modules, ids, f"{phase} {number}")
             else:
@@ -99,7 +107,7 @@ class FitShard(Fit):
             sums = [*sums, statistics.counts()]
             self.end_step({"sums": sums}, [])
         return self.begun.finish(
-            counts={"sequences": len(ids), "modules": len(self.modules)},
+            counts={"sequences": sum(map(len, ids)), "modules": len(self.modules)},
             details={**self.details, "sums": sums},
             timings=self.timings,
         )
@@ -108,7 +116,8 @@ class FitShard(Fit):
 def merge_fit(folder: Path, out: Path, runtime: Runtime) -> dict[str, Any]:
     """Merge the covariances of all shards to eigenvectors, or their second pass to the factors.
 
-    Sums are added in float64, in the shards' order. Raises what `find_shards` does.
+    Sums are added in float64, in the order of the splits and, within one, of the shards. Raises
+    what `find_shards` does.
     """
     bases = _bases(folder, runtime)
     if not (folder / CORRECTED).is_dir() and bases.manifest.config["curvature"] == "ekfac":
@@ -131,9 +140,8 @@ def merge_fit(folder: Path, out: Path, runtime: Runtime) -> dict[str, Any]:
         for one in shards.artifacts:
             one.require_input(BASES, bases.as_input(), "run the shards again with --overwrite")
         for module in common.tracked_from(bases.manifest.details["modules"]):
-            mean = _corrected(shards, module)
-            store.write_corrected(writer.folder, module.name, mean)
-    details = {key: value for key, value in bases.manifest.details.items() if key != "sums"}
+            store.write_corrected(writer.folder, module.name, *_corrected(shards, module))
+    details = {**_without_sums(bases.manifest.details), "stability": stability(writer.folder)}
     artifact = writer.finish(counts=bases.manifest.counts, details=details, timings=timings)
     return common.result(artifact, fresh=False, summary="factors of all shards")
 
@@ -159,12 +167,18 @@ def _bases(folder: Path, runtime: Runtime) -> Artifact:
         stored=sums.stored(f"{wanted[0].key}:0"),
         done=lambda group: None,
     )
-    tokens = sum(one.manifest.details["sums"][0]["tokens"] for one in shards.artifacts)
+    # Every part of the modules has seen all tokens.
+    first = [one.manifest.details["sums"][0] for one in shards.artifacts]
+    tokens = sum(part["tokens"] for splits in first for part in splits.values())
     counts = {"sequences": shards.total("sequences"), "predicted_tokens": tokens}
     return writer.finish(
         counts={**counts, "modules": len(modules)},
-        details={key: value for key, value in shards.details.items() if key != "sums"},
+        details=_without_sums(shards.details),
     )
+
+
+def _without_sums(details: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in details.items() if key != "sums"}
 
 
 def _without_phase(identity: Identity) -> Identity:
@@ -180,48 +194,41 @@ class _Sums:
 
     def __init__(self, shards: Shards) -> None:
         self.shards = shards
+        self.splits = int(shards.whole.config["splits"])
 
-    def tensors(self, name: str) -> Iterator[Tensor]:
-        """A sum of every shard, in order."""
-        for one in self.shards.artifacts:
-            parts = sorted(one.path.glob("sums.*.safetensors"), key=_part)
-            yield files.read_tensor(parts, name)
-
-    def counts(self, *keys: str) -> int:
-        """A count, over all shards; `keys` lead to it."""
-        total = 0
-        for one in self.shards.artifacts:
-            for part in one.manifest.details["sums"]:
-                found: Any = part
-                for key in keys:
-                    found = found.get(key, {}) if isinstance(found, dict) else found
-                total += found if isinstance(found, int) else 0
-        return total
-
-    def total(self, name: str) -> Tensor:
-        """The shards' sums added up in float64."""
-        tensors = self.tensors(name)
-        total = next(tensors).double()
-        for other in tensors:
-            total += other
-        return total
+    def parts(self, *names: str) -> Iterator[tuple[int, list[Tensor], Counts]]:
+        """A split, its sums of these names and its counts: by split, then by shard."""
+        for split in range(self.splits):
+            for one in self.shards.artifacts:
+                for number, counts in enumerate(one.manifest.details["sums"]):
+                    if str(split) not in counts:
+                        continue
+                    path = one.path / f"sums.{number}.safetensors"
+                    found = [files.find_tensor(path, sum_name(split, name)) for name in names]
+                    sums = [tensor for tensor in found if tensor is not None]
+                    if sums:  # else it is in another of the shard's files
+                        yield split, sums, counts[str(split)]
 
     def stored(self, name: str) -> torch.dtype:
         """The type of a sum on disk."""
-        return next(self.tensors(name)).dtype
+        return next(self.parts(name))[1][0].dtype
 
 
-def _part(path: Path) -> int:
-    return int(path.name.split(".")[1])
+def _covariance(sums: _Sums, matrix: Matrix, blocks: int) -> tuple[CovarianceSum, float | None]:
+    names = [f"{matrix.key}:{number}" for number in range(len(block_sizes(matrix.size, blocks)))]
+    parts = (
+        (split, CovarianceSum(tensors, counts["rows"][matrix.key]))
+        for split, tensors, counts in sums.parts(*names)
+    )
+    return add_covariances(parts, sums.splits, HOST)
 
 
-def _covariance(sums: _Sums, matrix: Matrix, blocks: int) -> CovarianceSum:
-    parts = range(len(block_sizes(matrix.size, blocks)))
-    found = [sums.total(f"{matrix.key}:{number}") for number in parts]
-    return CovarianceSum(found, sums.counts("rows", matrix.key))
-
-
-def _corrected(shards: Shards, module: TrackedModule) -> Tensor:
+def _corrected(shards: Shards, module: TrackedModule) -> tuple[Tensor, float | None]:
+    """Λ of a module, and how far its halves agree."""
     sums = _Sums(shards)
-    mean = CorrectedSum(sums.total(module.name), sums.counts(module.name)).mean()
-    return mean.to(sums.stored(module.name))
+    parts = (
+        (split, CorrectedSum(tensor, counts[module.name]))
+        for split, [tensor], counts in sums.parts(module.name)
+    )
+    total, agreement = add_corrected(parts, sums.splits, HOST)
+    return total.mean().to(sums.stored(module.name)), agreement

@@ -20,6 +20,7 @@ _CURVATURES = {
     "identity": "none: gradient dot product",
 }
 _LOSSY = 0.95
+_UNSTABLE = 0.8
 
 
 def provenance(
@@ -71,17 +72,35 @@ def _model_facts(manifests: Manifests) -> list[Fact]:
     facts.append(Fact("Curvature", curvature, _CURVATURES.get(curvature, "")))
     if curvature != "identity":
         facts.append(_damping(queries))
-        facts += [_fit(manifests["factors"])] if "factors" in manifests else []
+        facts += _fit_facts(manifests["factors"]) if "factors" in manifests else []
     return facts
 
 
-def _fit(factors: Manifest) -> Fact:
+def _fit_facts(factors: Manifest) -> list[Fact]:
     counts, config = factors.counts, factors.config
     note = (
         f"{counts['predicted_tokens']:,} predicted tokens, "
         f"{config['label_samples']} × {config['labels']} labels, seed {config['seed']}"
     )
-    return Fact("Curvature fitted on", f"{counts['sequences']:,} sequences", note)
+    fitted = Fact("Curvature fitted on", f"{counts['sequences']:,} sequences", note)
+    return [fitted, *_stability_facts(factors)]
+
+
+def _stability_facts(factors: Manifest) -> list[Fact]:
+    """How far two halves of the fit's sequences agree, where the fit kept them apart."""
+    stability = factors.details["stability"]
+    if not stability:
+        return [Fact("Split-half stability", "not known", "fit-factors --splits 2 measures it")]
+    covariances, corrected = stability["covariances"], stability.get("corrected")
+    cosine = f"cosine of the covariances {_over_modules(covariances)}"
+    if corrected is None:
+        return [Fact("Split-half stability", f"{covariances['median']:.2f}", cosine)]
+    note = f"r of log(Λ + λ) {_over_modules(corrected)}; {cosine}"
+    return [Fact("Split-half stability", f"{corrected['median']:.2f}", note)]
+
+
+def _over_modules(found: dict[str, float]) -> str:
+    return f"{found['median']:.3f}, at least {found['least']:.3f} in every module"
 
 
 def _damping(queries: Manifest) -> Fact:
@@ -183,6 +202,13 @@ def caveats(manifests: Manifests, views: Sequence[QueryView]) -> list[str]:
     factors = manifests.get("factors")
     if factors and factors.inputs["corpus"].fingerprint != scan.inputs["corpus"].fingerprint:
         found.append("The curvature was fitted on another corpus than the one that was scanned.")
+    corrected = factors.details["stability"].get("corrected") if factors else None
+    if corrected and corrected["median"] < _UNSTABLE:
+        found.append(
+            f"Two halves of the fit's sequences agree on the curvature only to r = "
+            f"{corrected['median']:.2f} in the median module: a fit on more of them would be "
+            "another one."
+        )
     lossy = [view.id for view in views if view.kept_energy < _LOSSY]
     how = _compression(queries)
     if lossy and how:

@@ -38,19 +38,22 @@ class Statistics(Protocol):
     def check(self) -> None:
         """Raise NumericalFault if a sum is not finite."""
 
+    def move(self, device: torch.device) -> None:
+        """Take the sums there."""
 
-def covariance_bytes(module: TrackedModule, blocks: int, element: int) -> int:
-    """Bytes of a module's A (where it is the first of its sharers) and S."""
+
+def covariance_bytes(module: TrackedModule, blocks: int, element: int, splits: int) -> int:
+    """Bytes of a module's A (where it is the first of its sharers) and S, for every split."""
     sizes = block_sizes(module.outputs, blocks)
     if module.name == module.shares_input_with:
         sizes = sizes + block_sizes(module.inputs, blocks)
-    return element * sum(size**2 for size in sizes)
+    return splits * element * sum(size**2 for size in sizes)
 
 
-def corrected_bytes(module: TrackedModule, blocks: int, element: int) -> int:
-    """Bytes of a module's Λ and of its bases."""
+def corrected_bytes(module: TrackedModule, blocks: int, element: int, splits: int) -> int:
+    """Bytes of a module's Λ, for every split, and of its bases."""
     bases = block_sizes(module.outputs, blocks) + block_sizes(module.inputs, blocks)
-    return element * (module.parameters + sum(size**2 for size in bases))
+    return element * (splits * module.parameters + sum(size**2 for size in bases))
 
 
 class CovarianceStatistics:
@@ -125,6 +128,10 @@ class CovarianceStatistics:
                 for block in total.blocks:
                     require_finite(block, what, name)
 
+    def move(self, device: torch.device) -> None:
+        for total in (*self.inputs.values(), *self.outputs.values()):
+            total.move(device)
+
 
 class CorrectedStatistics:
     """Λ per module, over sequences."""
@@ -165,3 +172,7 @@ class CorrectedStatistics:
     def check(self) -> None:
         for name, total in self.sums.items():
             require_finite(total.total, "second moment", name)
+
+    def move(self, device: torch.device) -> None:
+        for total in self.sums.values():
+            total.move(device)

@@ -23,6 +23,8 @@ class Unit:
 
     number: int
     ids: NDArray[np.int64]
+    split: int = 0
+    """Of a fit: the one that its sequences belong to."""
 
 
 @dataclass(frozen=True)

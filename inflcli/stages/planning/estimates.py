@@ -42,15 +42,23 @@ class Estimate:
 
 Part = tuple[str, list[TrackedModule]]
 """A phase of the fit, and the modules of one pass of it."""
-_SUMS: Mapping[str, Callable[[TrackedModule, int, int], int]] = {
+_SUMS: Mapping[str, Callable[[TrackedModule, int, int, int], int]] = {
     "covariance": covariance_bytes,
     "corrected": corrected_bytes,
 }
 
 
-def sums_bytes(task: Task, phase: str, modules: list[TrackedModule], blocks: int) -> int:
-    """Bytes of what a pass of the fit holds, as the fit counts them."""
-    return sum(_SUMS[phase](module, blocks, task.element) for module in modules)
+def sums_bytes(
+    task: Task, phase: str, modules: list[TrackedModule], blocks: int, splits: int | None = None
+) -> int:
+    """Bytes of what a pass of the fit holds, as the fit counts them; of `splits`, or of all."""
+    splits = splits or held_splits(task)
+    return sum(_SUMS[phase](module, blocks, task.element, splits) for module in modules)
+
+
+def held_splits(task: Task) -> int:
+    """Of how many splits the device holds the sums at a time."""
+    return task.config.fit.splits if task.device.type == "cpu" else 1
 
 
 def fit_parts(task: Task, blocks: int | None = None) -> list[Part]:
@@ -60,7 +68,7 @@ def fit_parts(task: Task, blocks: int | None = None) -> list[Part]:
     phases = {"ekfac": ("covariance", "corrected"), "kfac": ("covariance",)}
     found = []
     for phase in phases.get(config.curvature, ()):
-        sizes = {m.name: _SUMS[phase](m, blocks, task.element) for m in modules}
+        sizes = {m.name: _SUMS[phase](m, blocks, task.element, held_splits(task)) for m in modules}
         for names in partition(modules, sizes, task.memory):
             found.append((phase, [module for module in modules if module.name in names]))
     return found
@@ -69,7 +77,7 @@ def fit_parts(task: Task, blocks: int | None = None) -> list[Part]:
 def fit(task: Task, rates: Rates) -> Estimate:
     """`fit-factors`. With shards the seconds are those of one, and of merging."""
     reading, parts = task.fit_reading(), {"start": rates.start}
-    modules, shards = task.outline.modules, task.config.shards
+    config, modules, shards = task.config.fit, task.outline.modules, task.config.shards
     total, memory, disk = 0.0, rates.base, factor_bytes(task)
     for phase, of_part in fit_parts(task):
         count = flops.covariance_flops if phase == "covariance" else flops.corrected_flops
@@ -82,10 +90,12 @@ def fit(task: Task, rates: Rates) -> Estimate:
         parts[phase] = parts.get(phase, 0.0) + seconds
         total += work
         if phase == "covariance":
-            sums = sums_bytes(task, phase, of_part, task.config.fit.blocks)
+            sums = sums_bytes(task, phase, of_part, config.blocks)
             memory = max(memory, rates.base + sums + rates.working["eigenvectors"])
         if shards > 1:
-            disk += shards * _saved(task, phase, of_part)
+            # The splits that a shard has a part of.
+            touched = -(-max(shards, config.splits) // shards)
+            disk += shards * touched * _saved(task, phase, of_part) / held_splits(task)
     if "covariance" in parts:
         work = flops.eigenvector_flops(task, modules)
         parts["eigenvectors"] = work / rates.speed["eigenvectors"]
@@ -105,10 +115,10 @@ def _held(task: Task, phase: str, modules: list[TrackedModule]) -> int:
 
 
 def _saved(task: Task, phase: str, modules: list[TrackedModule]) -> int:
-    """Bytes of the sums alone, as a checkpoint or a shard keeps them."""
+    """Bytes of the sums alone, as a checkpoint keeps them."""
     if phase == "covariance":
         return sums_bytes(task, phase, modules, task.config.fit.blocks)
-    return task.element * sum(module.parameters for module in modules)
+    return held_splits(task) * task.element * sum(module.parameters for module in modules)
 
 
 def bases_bytes(task: Task, modules: list[TrackedModule]) -> int:

@@ -78,7 +78,7 @@ def _covariance(timed: Timed, modules: list[TrackedModule]) -> tuple[CovarianceS
 
         seconds, reading = timed.passes("covariance", timed.plans(task.fit_ids), run, _SEQUENCES)
     timed.speed["covariance"] = covariance_flops(task, modules, reading) / seconds
-    sums = sums_bytes(task, "covariance", modules, task.config.fit.blocks)
+    sums = sums_bytes(task, "covariance", modules, task.config.fit.blocks, splits=1)
     timed.working["covariance"] = found.growth - sums
     return statistics, reading.predicted / reading.sequences
 
@@ -122,8 +122,8 @@ def _decompose(
     """Seconds of decomposing and writing."""
     config, sides = timed.task.config.fit, {"A": statistics.inputs, "S": statistics.outputs}
 
-    def sums(matrix: Matrix) -> CovarianceSum:
-        return sides[matrix.side][matrix.name]
+    def sums(matrix: Matrix) -> tuple[CovarianceSum, None]:
+        return sides[matrix.side][matrix.name].doubled(timed.model.device), None
 
     begun = now(timed.model.device)
     write_eigenvectors(
