@@ -38,8 +38,13 @@ FILTER ?=
 SCAN ?=
 ATTRIBUTE ?=
 REPORT ?=
-# Anything holds the report's run against one by gradient dot products, which is made first.
-GRADIENT ?=
+# The report's run is held against others, made first: gradient (dot products), kfac, full-rank
+# (what compression costs). COMPARE_SCAN has options of their scans, for instance --range 0:1000.
+COMPARE ?=
+COMPARE_SCAN ?= $(SCAN)
+COMPARE_gradient := --curvature identity
+COMPARE_kfac := --curvature kfac
+COMPARE_full-rank := --rank full
 # A hub name has no local files to depend on: then only the artifacts decide.
 MODEL_FILES := $(wildcard $(MODEL)/config.json $(MODEL)/*.safetensors)
 TOKENIZER_FILES := $(wildcard $(MODEL)/tokenizer.json)
@@ -54,6 +59,10 @@ endif
 endif
 corpus := $(or $(CORPUS),$(RUN)/corpus)
 
+ifneq ($(filter-out gradient kfac full-rank,$(COMPARE)),)
+$(error COMPARE takes gradient, kfac and full-rank)
+endif
+
 # One query file's artifacts go to RUN itself, those of several to a folder each.
 SET_NAMES := $(basename $(notdir $(QUERIES)))
 set_of = $(RUN)$(if $(word 2,$(QUERIES)),/$(basename $(notdir $1)))
@@ -62,7 +71,8 @@ ifneq ($(word 2,$(QUERIES)),)
 ifneq ($(words $(sort $(SET_NAMES))),$(words $(QUERIES)))
 $(error several files of QUERIES have the same name, and would share a folder)
 endif
-ifneq ($(filter corpus factors queries candidates scan attribution report gradient,$(SET_NAMES)),)
+ifneq ($(filter corpus factors queries candidates scan attribution report gradient kfac full-rank,\
+  $(SET_NAMES)),)
 $(error rename a file of QUERIES: its folder would be that of an artifact)
 endif
 endif
@@ -142,20 +152,18 @@ $(call stage,$1/scan,scan --model $(MODEL) --queries $1/queries --corpus $(corpu
   $1/queries/manifest.json $(corpus)/manifest.json)
 $(call stage,$1/attribution,attribute --model $(MODEL) --queries $1/queries --corpus $(corpus) \
   --scan $1/scan $(ATTRIBUTE),$1/scan/manifest.json)
-$(call stage,$1/report,report --run $1 $(if $(GRADIENT),--compare $1/gradient) $(REPORT),\
-  $1/attribution/manifest.json $1/candidates/manifest.json \
-  $(if $(GRADIENT),$1/gradient/scan/manifest.json))
+$(call stage,$1/report,report --run $1 $(COMPARE:%=--compare $1/%) $(REPORT),\
+  $1/attribution/manifest.json $1/candidates/manifest.json $(COMPARE:%=$1/%/scan/manifest.json))
 endef
-# The same, by gradient dot products.
-define gradient_of_set
-$(call stage,$1/gradient/queries,precondition --model $(MODEL) --factors $(RUN)/factors --queries $2 \
-  $(PRECONDITION) --curvature identity,$(RUN)/factors/manifest.json $2)
-$(call stage,$1/gradient/scan,scan --model $(MODEL) --queries $1/gradient/queries --corpus $(corpus) \
-  $(SCAN),$1/gradient/queries/manifest.json $(corpus)/manifest.json)
+# $(call compared,FOLDER,QUERY FILE,WAY): queries and scan of a run that is compared.
+define compared
+$(call stage,$1/$3/queries,precondition --model $(MODEL) --factors $(RUN)/factors --queries $2 \
+  $(PRECONDITION) $(COMPARE_$3),$(RUN)/factors/manifest.json $2)
+$(call stage,$1/$3/scan,scan --model $(MODEL) --queries $1/$3/queries --corpus $(corpus) \
+  $(COMPARE_SCAN),$1/$3/queries/manifest.json $(corpus)/manifest.json)
 endef
-ifneq ($(GRADIENT),)
-$(foreach file,$(QUERIES),$(eval $(call gradient_of_set,$(call set_of,$(file)),$(file))))
-endif
+$(foreach way,$(COMPARE),$(foreach file,$(QUERIES),\
+  $(eval $(call compared,$(call set_of,$(file)),$(file),$(way)))))
 $(foreach file,$(QUERIES),$(eval $(call of_set,$(call set_of,$(file)),$(file))))
 
 ##@ Work on it

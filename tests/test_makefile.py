@@ -135,11 +135,23 @@ def test_one_stage_alone(make, sets, tmp_path):
 def test_a_run_by_gradient_dot_products_beside_it(make, sets, tmp_path):
     own = {"QUERIES": sets[0], "RUN": tmp_path / "run"}
     make("report", **own)
-    assert make("report", **own, GRADIENT=1) == ["precondition", "scan", "report"]
+    assert make("report", **own, COMPARE="gradient") == ["precondition", "scan", "report"]
     page = (tmp_path / "run/report/index.html").read_text()
     assert "Beside gradient" in page and "Curvature: identity" in page
-    assert make("report", **own, GRADIENT=1) == []
+    assert make("report", **own, COMPARE="gradient") == []
     assert make("report", **own) == ["report"]
+
+
+def test_what_compression_costs(make, sets, tmp_path):
+    own = {"QUERIES": sets[0], "RUN": tmp_path / "run", "PRECONDITION": "--rank 1"}
+    make("report", **own)
+    page = tmp_path / "run/report/index.html"
+    assert "COMPARE=full-rank" in page.read_text()
+    both = {**own, "PRECONDITION": "", "COMPARE": "full-rank", "COMPARE_SCAN": "--range 0:5"}
+    make("report", **both)
+    assert "at full rank, over 5 sequences" in page.read_text()
+    assert make("report", **both) == []
+    assert make("report", **own, COMPARE="nothing", code=2) == []
 
 
 def test_a_failed_stage_is_not_taken_for_done(make, sets, tmp_path):

@@ -153,7 +153,9 @@ class _Gather:
             dataset_size=self.config.dataset_size,
             candidates=filtered,
             shadings=shadings(run.attribution),
-            provenance=replace(known, facts=[*known.facts, *agreements(compared, queries)]),
+            provenance=replace(
+                known, facts=[*known.facts, *agreements(compared, queries, known.facts)]
+            ),
             compared=compared,
             version=__version__,
         )

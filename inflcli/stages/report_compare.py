@@ -22,7 +22,7 @@ from inflcli.report.model import (
     SequenceView,
 )
 from inflcli.report.text import one_line
-from inflcli.stages.report_provenance import facts
+from inflcli.stages.report_provenance import COMPRESSION, FULL, facts
 from inflcli.stages.report_run import Run
 from inflcli.statistics.agreement import agreement
 
@@ -30,6 +30,7 @@ _TOP = 100
 _TOLD = 10
 """Sequences that only one run has among its first."""
 _TEXT = 200
+_CORRELATION = "Compression correlation"
 _USUAL = ("Queries", "Corpus", "Scanned", "Scoring", "Attribution")
 """Facts of a run that are no difference of method."""
 
@@ -100,18 +101,31 @@ class Other:
             yield _compare(next(mine), next(theirs), read) if name in places else None
 
 
-def agreements(runs: Sequence[ComparedRun], queries: Sequence[QueryView]) -> list[Fact]:
-    """How far each compared run's scores agree, for the panel that says what to trust."""
+def agreements(
+    runs: Sequence[ComparedRun], queries: Sequence[QueryView], known: Sequence[Fact]
+) -> list[Fact]:
+    """How far each compared run's scores agree, for the panel that says what to trust.
+
+    `known` are the reported run's facts: if it is compressed, one at full rank tells the cost.
+    """
     found = []
+    compressed = any(fact.label == COMPRESSION and fact.value != FULL for fact in known)
     for place, run in enumerate(runs):
         both = [query.comparisons[place] for query in queries]
-        known = [one.pearson for one in both if one is not None and one.pearson is not None]
-        if known:
-            mean = statistics.fmean(known)
-            what = f"Pearson {min(known):.4f} at least, {mean:.4f} on average"
-            note = "; ".join(f"{fact.label}: {fact.value}" for fact in run.differences)
-            label = f"Agreement with {run.name}"
-            found.append(Fact(label, what, note or "the same settings"))
+        pearson = [one.pearson for one in both if one is not None and one.pearson is not None]
+        if pearson:
+            mean = statistics.fmean(pearson)
+            what = f"Pearson {min(pearson):.4f} at least, {mean:.4f} on average"
+            differ = [(fact.label, fact.value) for fact in run.differences]
+            if differ == [(COMPRESSION, FULL)]:
+                count = max(one.count for one in both if one is not None)
+                note = f"with {run.name}, at full rank, over {count:,} sequences"
+                found.append(Fact(_CORRELATION, what, note))
+                continue
+            note = "; ".join(f"{label}: {value}" for label, value in differ)
+            found.append(Fact(f"Agreement with {run.name}", what, note or "the same settings"))
+    if compressed and not any(fact.label == _CORRELATION for fact in found):
+        found.append(Fact(_CORRELATION, "not measured", "make report COMPARE=full-rank does"))
     return found
 
 

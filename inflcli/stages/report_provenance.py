@@ -19,6 +19,7 @@ _CURVATURES = {
     "kfac": "K-FAC: Kronecker-factored, eigenvalues not corrected",
     "identity": "none: gradient dot product",
 }
+COMPRESSION, FULL = "Compression", "none (full rank)"
 _LOSSY = 0.95
 _UNSTABLE = 0.8
 
@@ -117,7 +118,7 @@ def _query_facts(manifests: Manifests, views: Sequence[QueryView]) -> list[Fact]
     note = f"keeps {percent(min(kept))} or more of a query's energy" if how and kept else ""
     return [
         Fact("Queries", f"{len(views)}", queries.inputs["queries"].path),
-        Fact("Compression", how or "none (full rank)", note),
+        Fact(COMPRESSION, how or FULL, note),
     ]
 
 
