@@ -218,10 +218,9 @@ bench-plan: $(BIN)/inflcli downloads/smollm2/model/config.json ## Hold plan's pr
 	  --seq-len 64 --fit 200
 
 .PHONY: bench-figure
-bench-figure: $(VENV)/.bench ## Put the benchmark's results into the README
-	$(BIN)/python benchmarks/figure.py $(wildcard $(patsubst %,benchmarks/results/%-$(DEVICE).json,\
-	  $(USUAL) $(LONG) $(LARGE))) \
-	  --readme README.md --figure benchmarks/bench.png \
+bench-figure: $(VENV)/.bench ## Put the benchmark's results into the README and RESULTS.md
+	$(BIN)/python benchmarks/figure.py --readme README.md --tables benchmarks/RESULTS.md \
+	  --figure benchmarks/bench.png \
 	  --curves $(wildcard benchmarks/results/rank-*.json) --curves-figure benchmarks/rank.png
 
 downloads/smollm2/model/config.json: | $(BIN)/inflcli

@@ -8,7 +8,8 @@
 Every tool is a worker process in its own environment (`workers/`), with its model loaded, that
 waits while another works. A round does every job once, one after the other; figures are medians
 over the rounds, and a ratio is the median of each round's own ratio, so that a slow minute of a
-shared machine falls on both of its sides. Writes `results/SHAPE-DEVICE.json`.
+shared machine falls on both of its sides. Writes `results/SHAPE-DEVICE.json`; a processor without
+matrix units is a device of its own, since other things are fast on it.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from typing import Any
 import numpy as np
 import torch
 from shapes import SHAPES, Shape, make_work
+
+from inflcli.model.precision import has_matrix_units
 
 HERE = Path(__file__).parent
 WORKERS = {
@@ -222,6 +225,12 @@ def agreement(work: Path) -> dict[str, dict[str, float]]:
     return found
 
 
+def kind_of(device: str) -> str:
+    """What results are named by."""
+    plain = device == "cpu" and not has_matrix_units(torch.device(device))
+    return "cpu-without-amx" if plain else device
+
+
 def machine(device: str) -> dict[str, Any]:
     described = {"cores": os.cpu_count(), "threads": torch.get_num_threads()}
     described["processor"] = platform.processor() or platform.machine()
@@ -249,7 +258,7 @@ def main() -> None:
     options.out.mkdir(exist_ok=True)
     for name in options.shapes:
         result = measure(name, SHAPES[name], options)
-        path = options.out / f"{name}-{options.device}.json"
+        path = options.out / f"{name}-{kind_of(options.device)}.json"
         path.write_text(json.dumps(result, indent=1) + "\n")
 
 

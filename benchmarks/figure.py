@@ -1,8 +1,10 @@
-"""The benchmark's results as Markdown tables, put into the README, and as one figure.
+"""The benchmark's results: what was meant and what was found, all tables, and one figure.
 
-    python benchmarks/figure.py results... --readme README.md --figure benchmarks/bench.png
+    python benchmarks/figure.py --readme README.md --tables benchmarks/RESULTS.md \\
+      --figure benchmarks/bench.png
 
-Every number is a median over rounds of ratios within one round (see `bench.py`).
+Every number is a median over rounds of ratios within one round (see `bench.py`). Reads what lies in
+`results/`, of each kind of device apart.
 """
 
 from __future__ import annotations
@@ -10,9 +12,18 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from shapes import SHAPES
+
+HERE = Path(__file__).parent
+DEVICES = {
+    "cpu": "a processor with matrix units (AMX)",
+    "cpu-without-amx": "a processor without matrix units (AVX-512)",
+    "cuda": "a GPU",
+}
 KINDS = {
     "fit": "fit (against two passes)",
     "precondition, rank 32": "precondition, `--rank 32`",
@@ -33,6 +44,7 @@ class Result:
         self.raw: dict[str, Any] = json.loads(path.read_text())
         self.name, self.jobs = self.raw["shape"], self.raw["jobs"]
         self.some = min(16, max(self.queries()))
+        self.device = path.stem.removeprefix(f"{self.name}-")
 
     def queries(self) -> list[int]:
         labels = [label.split() for label in self.jobs if label.startswith("inflcli: scan")]
@@ -79,6 +91,110 @@ class Result:
         """Seconds of the activations-only passes that a kind of work is measured by."""
         once = self.seconds("plain: plain activations") or []
         return [2 * value for value in once] if kind == "fit" else once
+
+
+Row = tuple[str, str, str]
+"""What was measured, the bar, what was found."""
+
+
+def bars(results: dict[str, Result]) -> Iterator[Row]:
+    """What was meant and what was found, of one kind of device."""
+    small = results["llama-256x4"]
+    wide = results.get("llama-576x12", results["llama-576x12-part"])
+    widest = results.get("llama-2048x1", results["llama-2048x1-part"])
+    some, many = "inflcli: scan 16 queries", "inflcli: scan 1024 queries"
+
+    def cost(result: Result, label: str, bar: float, name: str) -> Row:
+        return _at_most(name, ratio(result.seconds(label), result.plain("scan")), bar)
+
+    def faster(result: Result, tool: str, kind: str, bar: float, what: str) -> Row:
+        found = ratio(result.work(tool, kind), result.work("inflcli", kind))
+        return _at_least(f"{what}, beside {tool}", found, bar, "×", result)
+
+    def alike(label: str, name: str) -> Row:
+        return _at_least(name, small.raw["agreement"][label]["min"], 0.99, "")
+
+    fit = ratio(small.work("inflcli", "fit"), small.plain("fit"))
+    yield _at_most("fit, in two plain passes", fit, 1.5)
+    for result, bar in ((small, 1.7), (widest, 2.5)):
+        for tool in TOOLS[1:]:
+            yield faster(result, tool, "fit", bar, "fit")
+    yield faster(wide, "kronfluence", "precondition, rank 32", 4, "precondition at rank 32")
+    yield faster(wide, "bergson", "precondition, full rank", 4, "precondition at full rank")
+    ours = wide.peak(f"inflcli: precondition {wide.some} queries")
+    theirs = wide.peak(f"bergson: score {wide.some} queries")
+    if ours and theirs:
+        what = "memory of precondition, of bergson's for it and its scan"
+        yield _at_most(what, ours / theirs, 0.25, "", wide)
+    yield cost(small, some, 1.2, "scan of 16 queries, in plain passes")
+    yield alike(some, "its Pearson with full rank, worst query")
+    yield cost(small, f"{some}, token scores", 1.4, "the same with token scores")
+    usual = ratio(small.usual("scan, token scores"), small.work("inflcli", "scan, token scores"))
+    yield _at_least("the same, beside kronfluence's default", usual, 5, "×", small)
+    yield faster(small, "bergson", "scan, token scores", 3, "the same")
+    yield cost(small, many, 4, "scan of 1,024 queries, in plain passes")
+    yield alike(many, "its Pearson with full rank, worst query")
+    within = [fits for result in results.values() for fits in memory(result)]
+    found = f"{sum(within)} of {len(within)}"
+    yield "scans whose memory is the plain pass's, the queries' and 20 %, or less", "all", found
+    picks = [pick for result in results.values() if (pick := picked(result))]
+    yield _at_most("time of the routes taken, of the fastest forced, worst model", max(picks), 1.1)
+
+
+def memory(result: Result) -> Iterator[bool]:
+    """Of each scan by the routes that were chosen: whether it kept to its memory."""
+    plain = result.peak("plain: plain activations")
+    for label in result.jobs:
+        what = label.removeprefix("inflcli: scan ")
+        stored = result.jobs.get(f"inflcli: precondition {what}")
+        peak = result.peak(label)
+        if what != label and stored and plain and peak:
+            yield peak <= 1.2 * plain + stored[0]["disk_bytes"]
+
+
+def picked(result: Result) -> float | None:
+    """Seconds of the routes chosen over those of the fastest that was forced."""
+    label = f"inflcli: scan {result.some} queries"
+    forced = [result.seconds(f"{label}, {route}") for route in ("dense", "factored")]
+    found = [one for one in (ratio(result.seconds(label), each) for each in forced) if one]
+    return max(found, default=None)
+
+
+def _at_most(
+    name: str, found: float | None, bar: float, unit: str = "×", result: Result | None = None
+) -> Row:
+    return _row(name, f"at most {bar:g}{unit}", found, unit, found is None or found <= bar, result)
+
+
+def _at_least(
+    name: str, found: float | None, bar: float, unit: str, result: Result | None = None
+) -> Row:
+    return _row(name, f"at least {bar:g}{unit}", found, unit, found is None or found >= bar, result)
+
+
+def _row(
+    name: str, bar: str, found: float | None, unit: str, met: bool, result: Result | None
+) -> Row:
+    if result is not None and not result.name.startswith("llama-256x4"):
+        name = f"{name}, {result.name.removesuffix('-part')}"
+    what = "–" if found is None else f"{found:.3g}{unit}"
+    return name, bar, what if met else f"**{what}**"
+
+
+def bars_table(devices: dict[str, list[Result]]) -> list[str]:
+    """A column for each kind of device; bold is missed."""
+    columns = [
+        {(name, bar): found for name, bar, found in bars({r.name: r for r in results})}
+        for results in devices.values()
+    ]
+    lines = [
+        f"| | bar | {' | '.join(DEVICES[device] for device in devices)} |",
+        "| --- | --- |" + " --- |" * len(columns),
+    ]
+    for name, bar in columns[0]:
+        found = " | ".join(column.get((name, bar), "–") for column in columns)
+        lines.append(f"| {name} | {bar} | {found} |")
+    return lines
 
 
 def ratio(above: list[float] | None, below: list[float] | None) -> float | None:
@@ -207,26 +323,53 @@ def draw_curves(paths: list[Path], target: Path) -> None:
     figure.savefig(target, dpi=130)
 
 
+def read_results() -> dict[str, list[Result]]:
+    """What was measured, by kind of device, each in the order of the shapes."""
+    found: dict[str, list[Result]] = {}
+    for device in DEVICES:
+        paths = [HERE / "results" / f"{shape}-{device}.json" for shape in SHAPES]
+        results = [Result(path) for path in paths if path.is_file()]
+        if results:
+            # Parts are measured with the smaller models.
+            small = [one for one in results if "256x4" in one.name or one.name.endswith("-part")]
+            found[device] = small + [one for one in results if one not in small]
+    return found
+
+
+def tables(devices: dict[str, list[Result]]) -> str:
+    """All that was measured, a chapter each."""
+    lines = ["# The benchmark's results", "", "Written by `benchmarks/figure.py`; see the README."]
+    for device, results in devices.items():
+        machine = results[0].raw["machine"]
+        lines += ["", f"## {DEVICES[device][:1].upper()}{DEVICES[device][1:]}", ""]
+        lines += [f"{machine.get('gpu') or machine['processor']}, {machine['cores']} cores.", ""]
+        lines += [*kinds_table(results), "", *scans_table(results)]
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Tables and a figure of the benchmark's results.")
-    parser.add_argument("results", type=Path, nargs="+")
     parser.add_argument("--readme", type=Path)
+    parser.add_argument("--tables", type=Path)
     parser.add_argument("--figure", type=Path)
     parser.add_argument("--curves", type=Path, nargs="*", default=[], help="of rank_curves.py")
     parser.add_argument("--curves-figure", type=Path)
     options = parser.parse_args()
     if options.curves:
         draw_curves(options.curves, options.curves_figure)
-    results = [Result(path) for path in options.results]
-    text = "\n".join([*kinds_table(results), "", *scans_table(results)])
+    devices = read_results()
+    on_cpus = {name: results for name, results in devices.items() if name.startswith("cpu")}
+    text = "\n".join(bars_table(on_cpus))
     print(text)
+    if options.tables:
+        options.tables.write_text(tables(devices))
     if options.readme:
         whole = options.readme.read_text()
         head, rest = whole.split(BEGIN)
         tail = rest.split(END)[1]
         options.readme.write_text(f"{head}{BEGIN}\n\n{text}\n\n{END}{tail}")
     if options.figure:
-        draw(results, options.figure)
+        draw(next(iter(devices.values())), options.figure)
 
 
 if __name__ == "__main__":

@@ -28,13 +28,13 @@ def resolve_precision(wanted: str, device: torch.device, dtype: torch.dtype) -> 
     if dtype == torch.float64:
         return "exact"
     if wanted == "auto":
-        return "fast" if _has_matrix_units(device) else "single"
+        return "fast" if has_matrix_units(device) else "single"
     if wanted == "fast" and device.type not in _FAST:
         raise BadInput(f"--precision fast is not known on a {device.type} device")
     return wanted
 
 
-def _has_matrix_units(device: torch.device) -> bool:
+def has_matrix_units(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     # Without AMX, bfloat16 products gain too little to be worth any rounding.

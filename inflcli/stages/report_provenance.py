@@ -101,7 +101,7 @@ def _stability_facts(factors: Manifest) -> list[Fact]:
 
 
 def _over_modules(found: dict[str, float]) -> str:
-    return f"{found['median']:.3f}, at least {found['least']:.3f} in every module"
+    return f"{found['median']:.3f} in the median module, {found['least']:.3f} in the least"
 
 
 def _damping(queries: Manifest) -> Fact:
