@@ -10,17 +10,16 @@ module each:
 4. `inverse`:    (G + λI)⁻¹ V = Q_S [(Q_Sᵀ V Q_A) / (Λ + λ)] Q_Aᵀ
 
 `lowrank` finds the leading components of a preconditioned query, and `allocation` says how many of
-them to keep in each module; `stability` compares what two halves of the data found. Works for any
-model of linear modules: nothing here knows about language models.
+them to keep in each module. Works for any model of linear modules: nothing here knows about
+language models.
 """
 
 from inflcli.ekfac.allocation import allocate
-from inflcli.ekfac.corrected import CorrectedSum
-from inflcli.ekfac.covariance import CovarianceSum
+from inflcli.ekfac.corrected import CorrectedSum, mean_corrected
+from inflcli.ekfac.covariance import CovarianceSum, mean_covariance
 from inflcli.ekfac.eigenbasis import Basis, decompose, decompose_all
 from inflcli.ekfac.inverse import DampedInverse, damping_value, kfac_eigenvalues, precondition
 from inflcli.ekfac.lowrank import LowRank, energy, truncate
-from inflcli.ekfac.stability import corrected_agreement, covariance_agreement
 
 __all__ = [
     "Basis",
@@ -29,13 +28,13 @@ __all__ = [
     "DampedInverse",
     "LowRank",
     "allocate",
-    "corrected_agreement",
-    "covariance_agreement",
     "damping_value",
     "decompose",
     "decompose_all",
     "energy",
     "kfac_eigenvalues",
+    "mean_corrected",
+    "mean_covariance",
     "precondition",
     "truncate",
 ]

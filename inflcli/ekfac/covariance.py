@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -9,6 +11,8 @@ import torch
 from torch import Tensor
 
 TILE = 512
+_CACHED = 1 << 17
+"""Numbers worked on at once in float64."""
 
 
 def block_sizes(size: int, blocks: int) -> list[int]:
@@ -52,33 +56,59 @@ class CovarianceSum:
     def move(self, device: torch.device) -> None:
         self.blocks = [block.to(device) for block in self.blocks]
 
-    def doubled(self, device: torch.device) -> CovarianceSum:
-        """A copy in float64."""
-        blocks = [block.to(device, torch.float64, copy=True) for block in self.blocks]
-        return CovarianceSum(blocks, self.count)
-
-    def join(self, other: CovarianceSum) -> None:
-        """Add another's rows."""
-        for block, more in zip(self.blocks, other.blocks, strict=True):
-            block += more.to(block.device)
-        self.count += other.count
-
-    def inner(self, other: CovarianceSum) -> float:
-        """tr(X Y) of two sums X, Y. Cost: reading both."""
-        total = 0.0
-        for one, two in zip(self.blocks, other.blocks, strict=True):
-            total += 2 * float(one.flatten() @ two.flatten())
-            # What is right of a diagonal tile counts twice, the tile itself is whole.
-            first = 0
-            for width in block_sizes(len(one), -(-len(one) // TILE)):
-                tile = slice(first, first + width)
-                total -= float((one[tile, tile] * two[tile, tile]).sum())
-                first += width
-        return total
-
     def mean(self, dtype: torch.dtype = torch.float64) -> list[Tensor]:
         """E[x xᵀ] block by block, symmetric."""
-        return [_mirrored(block.to(dtype) / max(self.count, 1)) for block in self.blocks]
+        return mean_covariance([[self]], dtype, self.blocks[0].device)[0]
+
+
+def mean_covariance(
+    halves: Sequence[Sequence[CovarianceSum]], dtype: torch.dtype, device: torch.device
+) -> tuple[list[Tensor], float | None]:
+    """E[x xᵀ] over all sums, block by block and symmetric, and how far the halves agree.
+
+    `halves` are one or two lists of sums, which are added in float64, in their order. The agreement
+    is the cosine between two halves' covariances, <X, Y> / (|X| |Y|): 1 if sampling plays no part;
+    None of one half, or of nothing. Cost: reading them, once, a few rows at a time.
+    """
+    count = max(sum(part.count for half in halves for part in half), 1)
+    products, means = torch.zeros(3, dtype=torch.float64, device=device), []
+    for number, size in enumerate(map(len, halves[0][0].blocks)):
+        mean, first = torch.empty(size, size, dtype=dtype, device=device), 0
+        for width in block_sizes(size, -(-size // TILE)):
+            step = max(1, _CACHED // size)
+            for row in range(first, first + width, step):
+                kept = slice(row, min(row + step, first + width)), slice(first, None)
+                sums = [
+                    added([part.blocks[number][kept] for part in half], device) for half in halves
+                ]
+                if len(sums) == 2:
+                    products += _products(sums[0], sums[1], width)
+                    sums[0] += sums[1]
+                mean[kept] = sums[0].to(dtype) / count
+            first += width
+        means.append(_mirrored(mean))
+    one, other, both = products.tolist()
+    return means, both / math.sqrt(one * other) if one * other > 0 else None
+
+
+def added(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Their sum, in float64 and in their order."""
+    total = tensors[0].to(device, torch.float64, copy=True)
+    for other in tensors[1:]:
+        total += other.to(device)
+    return total
+
+
+def _products(x: Tensor, y: Tensor, width: int) -> Tensor:
+    """<X, X>, <Y, Y> and <X, Y> of rows that begin with their `width` columns of a diagonal tile.
+
+    What is right of that tile stands for what is left of it, too.
+    """
+    found = []
+    for one, other in ((x, x), (y, y), (x, y)):
+        tile = (one[:, :width] * other[:, :width]).sum()
+        found.append(2 * (one.flatten() @ other.flatten()) - tile)
+    return torch.stack(found)
 
 
 def _mirrored(block: Tensor) -> Tensor:

@@ -8,10 +8,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from inflcli import console
 from inflcli.artifacts import factors as store
-from inflcli.ekfac import CovarianceSum, decompose_all
+from inflcli.ekfac import decompose_all
 from inflcli.model.tracked import TrackedModule
 from inflcli.stages import common
 
@@ -54,15 +55,15 @@ def share_out(costs: Sequence[int], ranks: int) -> list[int]:
 def write_eigenvectors(
     folder: Path,
     wanted: Sequence[Matrix],
-    covariance: Callable[[Matrix], tuple[CovarianceSum, float | None]],
+    covariance: Callable[[Matrix, torch.dtype], tuple[list[Tensor], float | None]],
     *,
     fast: bool,
     stored: torch.dtype,
     done: Callable[[list[Matrix]], None],
 ) -> None:
-    """Decompose the mean of each `covariance(matrix)`, and write what is found.
+    """Decompose each `covariance(matrix, dtype)`, and write what is found.
 
-    Beside the sum that gives how far its halves agree, if that is known, which is written too.
+    It gives the blocks of the mean in `dtype`, and how far two halves agree, which is written too.
     Files are written while the next batch is decomposed, and `done` is called after them.
     """
 
@@ -77,12 +78,7 @@ def write_eigenvectors(
         common.Behind() as behind,
     ):
         for group in _batches(wanted):
-            means, agreements = [], []
-            for matrix in group:
-                total, agreement = covariance(matrix)
-                means.append(total.mean(element))
-                agreements.append(agreement)
-                del total  # twice as wide as what it becomes
+            means, agreements = zip(*(covariance(one, element) for one in group), strict=True)
             found = decompose_all(means, fast=fast)
             eigens = [
                 store.Eigen(values, basis.to(stored).blocks, agreement)

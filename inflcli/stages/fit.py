@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from inflcli import console
 from inflcli.artifacts import factors as store
@@ -20,7 +21,7 @@ from inflcli.artifacts.corpus import CorpusReader
 from inflcli.artifacts.folder import Artifact
 from inflcli.artifacts.ledger import add_counts
 from inflcli.config import FitFactorsConfig, Runtime
-from inflcli.ekfac import CovarianceSum
+from inflcli.ekfac import mean_corrected, mean_covariance
 from inflcli.model.batches import plan_units
 from inflcli.model.load import LoadedModel
 from inflcli.model.memory import budget
@@ -29,7 +30,7 @@ from inflcli.model.tracked import TrackedModule, find_tracked, share_tracked
 from inflcli.stages import common
 from inflcli.stages.eigenvectors import Matrix, covariances, share_out, write_eigenvectors
 from inflcli.stages.fit_plan import chosen_sequences, draw_labels, partition, read_bases
-from inflcli.stages.splits import Splits, add_corrected, add_covariances, split_sequences
+from inflcli.stages.splits import Splits, halves, split_sequences
 from inflcli.stages.statistics import (
     CorrectedStatistics,
     CovarianceStatistics,
@@ -167,11 +168,11 @@ class Fit:
         found: list[str] = list(earlier) if self.ranks.rank == 0 else []
         tokens = sum(part.tokens for _, part in statistics.parts())
 
-        def added(matrix: Matrix) -> tuple[CovarianceSum, float | None]:
+        def mean(matrix: Matrix, dtype: torch.dtype) -> tuple[list[Tensor], float | None]:
             parts = (
                 (split, part.take(matrix.side, matrix.name)) for split, part in statistics.parts()
             )
-            return add_covariances(parts, self.config.splits, self.model.device)
+            return mean_covariance(halves(parts, self.config.splits), dtype, self.model.device)
 
         def done(group: list[Matrix]) -> None:
             found.extend(matrix.key for matrix in group)
@@ -185,7 +186,7 @@ class Fit:
                 for one in matrices
                 if owners[one.key] == self.ranks.rank and one.key not in earlier
             ],
-            added,
+            mean,
             fast=self.config.precision != "exact",
             stored=self.model.statistics_dtype,
             done=done,
@@ -202,8 +203,8 @@ class Fit:
         for name, owner in zip(names, owners, strict=True):
             if owner == self.ranks.rank:
                 parts = ((split, part.sums[name]) for split, part in statistics.parts())
-                total, agreement = add_corrected(parts, self.config.splits, self.model.device)
-                mean = total.mean().to(self.model.statistics_dtype)
+                both = halves(parts, self.config.splits)
+                mean, agreement = mean_corrected(both, self.model.device)
                 store.write_corrected(self.folder, name, mean, agreement)
 
     def add_up(self, statistics: Splits[Any], owners: dict[str, int]) -> None:

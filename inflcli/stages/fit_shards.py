@@ -22,7 +22,7 @@ from inflcli.artifacts.ledger import Counts
 from inflcli.artifacts.manifest import Identity
 from inflcli.artifacts.writer import ArtifactWriter
 from inflcli.config import FitFactorsConfig, Runtime
-from inflcli.ekfac import CorrectedSum, CovarianceSum
+from inflcli.ekfac import CorrectedSum, CovarianceSum, mean_corrected, mean_covariance
 from inflcli.ekfac.covariance import block_sizes
 from inflcli.errors import BadInput
 from inflcli.model.tracked import TrackedModule
@@ -35,8 +35,7 @@ from inflcli.stages.shards import Shards, find_shards, verify, whole_identity
 from inflcli.stages.splits import (
     HOST,
     Splits,
-    add_corrected,
-    add_covariances,
+    halves,
     split_sequences,
     sum_name,
 )
@@ -162,7 +161,7 @@ def _bases(folder: Path, runtime: Runtime) -> Artifact:
     write_eigenvectors(
         writer.folder,
         wanted,
-        lambda matrix: _covariance(sums, matrix, whole.config["blocks"]),
+        lambda matrix, dtype: _covariance(sums, matrix, whole.config["blocks"], dtype),
         fast=shards.details["precision"] != "exact",
         stored=sums.stored(f"{wanted[0].key}:0"),
         done=lambda group: None,
@@ -214,13 +213,15 @@ class _Sums:
         return next(self.parts(name))[1][0].dtype
 
 
-def _covariance(sums: _Sums, matrix: Matrix, blocks: int) -> tuple[CovarianceSum, float | None]:
+def _covariance(
+    sums: _Sums, matrix: Matrix, blocks: int, dtype: torch.dtype
+) -> tuple[list[Tensor], float | None]:
     names = [f"{matrix.key}:{number}" for number in range(len(block_sizes(matrix.size, blocks)))]
     parts = (
         (split, CovarianceSum(tensors, counts["rows"][matrix.key]))
         for split, tensors, counts in sums.parts(*names)
     )
-    return add_covariances(parts, sums.splits, HOST)
+    return mean_covariance(halves(parts, sums.splits), dtype, HOST)
 
 
 def _corrected(shards: Shards, module: TrackedModule) -> tuple[Tensor, float | None]:
@@ -230,5 +231,4 @@ def _corrected(shards: Shards, module: TrackedModule) -> tuple[Tensor, float | N
         (split, CorrectedSum(tensor, counts[module.name]))
         for split, [tensor], counts in sums.parts(module.name)
     )
-    total, agreement = add_corrected(parts, sums.splits, HOST)
-    return total.mean().to(sums.stored(module.name)), agreement
+    return mean_corrected(halves(parts, sums.splits), HOST)

@@ -7,7 +7,6 @@ the last bit.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
@@ -17,16 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from inflcli.config import Shard
-from inflcli.ekfac import (
-    CorrectedSum,
-    CovarianceSum,
-    corrected_agreement,
-    covariance_agreement,
-)
 from inflcli.stages.statistics import Statistics
 
 S = TypeVar("S", bound=Statistics)
-T = TypeVar("T", CovarianceSum, CorrectedSum)
+T = TypeVar("T")
 HOST = torch.device("cpu")
 
 
@@ -105,39 +98,13 @@ def sum_name(split: int, name: str) -> str:
     return f"{split}/{name}"
 
 
-def add_covariances(
-    parts: Iterable[tuple[int, CovarianceSum]], splits: int, device: torch.device
-) -> tuple[CovarianceSum, float | None]:
-    """The sum over the splits, in float64, and how far the halves agree (`covariance_agreement`).
+def halves(parts: Iterable[tuple[int, T]], splits: int) -> list[list[T]]:
+    """Sums over sequences of the first half of the splits, and of the second.
 
-    `parts` are pairs of a split and a sum over sequences of it, by split. The agreement is None
-    where only one half has anything.
+    `parts` are pairs of a split and a sum over sequences of it, by split. A half that has nothing
+    is left out.
     """
-    return _add(parts, splits, device, covariance_agreement)
-
-
-def add_corrected(
-    parts: Iterable[tuple[int, CorrectedSum]], splits: int, device: torch.device
-) -> tuple[CorrectedSum, float | None]:
-    """The same for Λ (`corrected_agreement`)."""
-    return _add(parts, splits, device, corrected_agreement)
-
-
-def _add(
-    parts: Iterable[tuple[int, T]],
-    splits: int,
-    device: torch.device,
-    compare: Callable[[T, T], float],
-) -> tuple[T, float | None]:
-    halves: dict[bool, T] = {}
+    found: tuple[list[T], list[T]] = ([], [])
     for split, part in parts:
-        second = split >= splits // 2
-        if second in halves:
-            halves[second].join(part)
-        else:
-            halves[second] = part.doubled(device)
-    if len(halves) == 1:
-        return next(iter(halves.values())), None
-    agreement = compare(halves[False], halves[True])
-    halves[False].join(halves[True])
-    return halves[False], agreement if math.isfinite(agreement) else None
+        found[split >= splits // 2].append(part)
+    return [half for half in found if half]

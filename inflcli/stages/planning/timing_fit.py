@@ -11,7 +11,7 @@ from torch import Tensor
 
 from inflcli.artifacts import factors as store
 from inflcli.artifacts.writer import describe_files
-from inflcli.ekfac import Basis, CorrectedSum, CovarianceSum, kfac_eigenvalues
+from inflcli.ekfac import Basis, CorrectedSum, kfac_eigenvalues
 from inflcli.ekfac.covariance import block_sizes
 from inflcli.model.batches import Batch
 from inflcli.model.passes import Passes
@@ -122,14 +122,14 @@ def _decompose(
     """Seconds of decomposing and writing."""
     config, sides = timed.task.config.fit, {"A": statistics.inputs, "S": statistics.outputs}
 
-    def sums(matrix: Matrix) -> tuple[CovarianceSum, None]:
-        return sides[matrix.side][matrix.name].doubled(timed.model.device), None
+    def mean(matrix: Matrix, dtype: torch.dtype) -> tuple[list[Tensor], None]:
+        return sides[matrix.side][matrix.name].mean(dtype), None
 
     begun = now(timed.model.device)
     write_eigenvectors(
         timed.folder,
         covariances(modules),
-        sums,
+        mean,
         fast=config.precision != "exact",
         stored=timed.model.statistics_dtype,
         done=lambda group: None,
