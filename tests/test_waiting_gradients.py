@@ -35,17 +35,20 @@ def batches():
 
 
 def made(kind: str, count: int) -> GradientQueries:
-    """Of 0 to 4 components, in no order, if they are of components."""
+    """Of 0 to 64 components, in no order, if they are of components; of none if empty."""
     torch.manual_seed(1)
     if kind == "held":
         return DenseQueries(torch.randn(count, 5, 7, dtype=torch.float64))
-    owner = torch.arange(count).repeat_interleave(torch.randint(0, 5, (count,)))
+    each = torch.randint(0, 5, (count,)) ** 3 * (kind != "empty")
+    owner = torch.arange(count).repeat_interleave(each)
     left, right = (torch.randn(size, len(owner), dtype=torch.float64) for size in (5, 7))
     return ExpandedQueries.of(FactoredQueries(left, right, owner, count))
 
 
 @pytest.mark.parametrize("waiting", [0, 1, 4, 10, 35, 100])
-@pytest.mark.parametrize(("kind", "count"), [("held", 3), ("expanded", 3), ("expanded", 300)])
+@pytest.mark.parametrize(
+    ("kind", "count"), [("held", 3), ("expanded", 3), ("expanded", 300), ("empty", 3)]
+)
 def test_every_sequence_is_scored_once(waiting, kind, count, monkeypatch):
     """Blocks of queries and of their rows end anywhere, as do those of the sequences."""
     monkeypatch.setattr(dense, "_BLOCK", 2 * dense._QUERIES * 7)

@@ -34,6 +34,8 @@ GRAIN = 32
 """A multiple of so many components, some of them zero, makes a query dense, so that products have
 few shapes: each is compiled, which takes longer than a small product."""
 
+Some = slice | Tensor
+"""Queries, by their places, which are on the host."""
 Write = Callable[[Tensor, slice], Tensor]
 """Writes into a block [n, p, M] a slice of the rows of some queries' V."""
 
@@ -70,8 +72,13 @@ class GradientQueries(ABC):
     def dtype(self) -> torch.dtype: ...
 
     @abstractmethod
-    def some(self, queries: slice) -> Write:
+    def some(self, queries: Some) -> Write:
         """What makes these dense."""
+
+    def together(self, most: int) -> Iterator[tuple[Some, int]]:
+        """All queries, so many at a time as are dense together, and how many these are."""
+        for queries in _slices(self.size[0], most):
+            yield queries, queries.stop - queries.start
 
     def sequence_scores(self, a: Tensor, g: Tensor) -> Tensor:
         """[B, Q]. Cost: M P MACs a token to form DW, Q M P a sequence to score it."""
@@ -106,7 +113,7 @@ class DenseQueries(GradientQueries):
     def dtype(self) -> torch.dtype:
         return self.matrices.dtype
 
-    def some(self, queries: slice) -> Write:
+    def some(self, queries: Some) -> Write:
         return lambda block, outputs: block.copy_(self.matrices[queries, outputs])
 
     def outputs(self, a: Tensor) -> Tensor:
@@ -122,12 +129,14 @@ class DenseQueries(GradientQueries):
 class ExpandedQueries(GradientQueries):
     """V_q = sum over k of left[k] right[k]ᵀ, for the k of row q of `components`.
 
-    `left` [K + 1, P], `right` [K + 1, M], of which the last is zero; `components` [Q, n].
+    `left` [K + 1, P], `right` [K + 1, M], of which the last is zero; `components` [Q, n], a query's
+    own first; `counts` [Q] on the host: how many these are.
     """
 
     left: Tensor
     right: Tensor
     components: Tensor
+    counts: Tensor
 
     @classmethod
     def of(cls, queries: FactoredQueries) -> ExpandedQueries:
@@ -137,12 +146,12 @@ class ExpandedQueries(GradientQueries):
             for factor in (queries.left, queries.right)
         )
         each = torch.bincount(queries.owner, minlength=queries.count)
-        width = GRAIN * -(-int(each.max()) // GRAIN)
+        width = _grains(int(each.max()))
         numbers = torch.arange(len(queries.owner), device=queries.owner.device)
         first = each.cumsum(0) - each
         components = numbers.new_full((queries.count, width), len(numbers))
         components[queries.owner, numbers - first[queries.owner]] = numbers
-        return cls(left, right, components)
+        return cls(left, right, components, each.cpu())
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -152,9 +161,17 @@ class ExpandedQueries(GradientQueries):
     def dtype(self) -> torch.dtype:
         return self.left.dtype
 
-    def some(self, queries: slice) -> Write:
-        """Cost of writing: n MACs a number."""
-        left, right = (factor[self.components[queries]] for factor in (self.left, self.right))
+    def together(self, most: int) -> Iterator[tuple[Some, int]]:
+        """Those of about as many components: each costs as much as the one that has most."""
+        order = self.counts.argsort(stable=True)
+        for queries in _slices(len(order), most):
+            yield order[queries], queries.stop - queries.start
+
+    def some(self, queries: Some) -> Write:
+        """Cost of writing: the most components that one of them has, in MACs a number."""
+        width = _grains(int(self.counts[queries].max()))
+        components = self.components[queries, :width]
+        left, right = (factor[components] for factor in (self.left, self.right))
         return lambda block, rows: torch.bmm(left[:, :, rows].mT, right, out=block)
 
     def dense(self) -> DenseQueries:
@@ -250,8 +267,8 @@ class Gradients:
         """[n, Q] of what waits."""
         count, _, inputs = self.queries.size
         found = self.scratch.block.new_zeros((self._count, count), dtype=dtype)
-        for queries in _slices(count, _QUERIES):
-            write, some = self.queries.some(queries), queries.stop - queries.start
+        for queries, some in self.queries.together(_QUERIES):
+            write = self.queries.some(queries)
             for height, gradients in zip(self._heights, self._gradients, strict=True):
                 numbers = (height.stop - height.start) * inputs
                 rows, columns = _products(self._count, some, numbers, self.scratch.block)
@@ -290,6 +307,10 @@ def _products(rows: int, columns: int, numbers: int, like: Tensor) -> tuple[int,
     if max(rows, columns) <= _FEW_ROWS and not fatal:
         return rows, columns
     return max(_MORE_ROWS, rows), max(_MORE_ROWS, columns)
+
+
+def _grains(components: int) -> int:
+    return GRAIN * -(-components // GRAIN)
 
 
 def _slices(count: int, step: int) -> Iterator[slice]:

@@ -83,10 +83,11 @@ def fit(task: Task, rates: Rates) -> Estimate:
         count = flops.covariance_flops if phase == "covariance" else flops.corrected_flops
         work = count(task, of_part, reading)
         seconds = work / rates.speed[phase] / shards
-        held = _held(task, phase, of_part)
+        at_work = rates.working[phase]
         if seconds > _CHECKPOINT_SECONDS and task.device.type == "cpu":
-            held += _CHECKPOINT_COPIES * _saved(task, phase, of_part)
-        memory = max(memory, rates.base + held + rates.working[phase])
+            # Between two batches, when nothing else is at work.
+            at_work = max(at_work, _CHECKPOINT_COPIES * _saved(task, phase, of_part))
+        memory = max(memory, rates.base + _held(task, phase, of_part) + at_work)
         parts[phase] = parts.get(phase, 0.0) + seconds
         total += work
         if phase == "covariance":
