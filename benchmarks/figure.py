@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,10 +99,10 @@ Row = tuple[str, str, str]
 
 
 def bars(results: dict[str, Result]) -> Iterator[Row]:
-    """What was meant and what was found, of one kind of device."""
+    """What was meant and what was found, of one kind of device, as far as it was measured."""
     small = results["llama-256x4"]
-    wide = results.get("llama-576x12", results["llama-576x12-part"])
-    widest = results.get("llama-2048x1", results["llama-2048x1-part"])
+    wide = results.get("llama-576x12", results.get("llama-576x12-part"))
+    widest = results.get("llama-2048x1", results.get("llama-2048x1-part"))
     some, many = "inflcli: scan 16 queries", "inflcli: scan 1024 queries"
 
     def cost(result: Result, label: str, bar: float, name: str) -> Row:
@@ -117,13 +118,13 @@ def bars(results: dict[str, Result]) -> Iterator[Row]:
     fit = ratio(small.work("inflcli", "fit"), small.plain("fit"))
     yield _at_most("fit, in two plain passes", fit, 1.5)
     for result, bar in ((small, 1.7), (widest, 2.5)):
-        for tool in TOOLS[1:]:
+        for tool in TOOLS[1:] if result else ():
             yield faster(result, tool, "fit", bar, "fit")
-    yield faster(wide, "kronfluence", "precondition, rank 32", 4, "precondition at rank 32")
-    yield faster(wide, "bergson", "precondition, full rank", 4, "precondition at full rank")
-    ours = wide.peak(f"inflcli: precondition {wide.some} queries")
-    theirs = wide.peak(f"bergson: score {wide.some} queries")
-    if ours and theirs:
+    if wide:
+        yield faster(wide, "kronfluence", "precondition, rank 32", 4, "precondition at rank 32")
+        yield faster(wide, "bergson", "precondition, full rank", 4, "precondition at full rank")
+        ours = wide.peak(f"inflcli: precondition {wide.some} queries") or math.nan
+        theirs = wide.peak(f"bergson: score {wide.some} queries") or math.nan
         what = "memory of precondition, of bergson's for it and its scan"
         yield _at_most(what, ours / theirs, 0.25, "", wide)
     yield cost(small, some, 1.2, "scan of 16 queries, in plain passes")
@@ -175,10 +176,12 @@ def _at_least(
 def _row(
     name: str, bar: str, found: float | None, unit: str, met: bool, result: Result | None
 ) -> Row:
+    what = "–" if found is None else f"{found:.3g}{unit}"
+    what = what if met else f"**{what}**"
     if result is not None and not result.name.startswith("llama-256x4"):
         name = f"{name}, {result.name.removesuffix('-part')}"
-    what = "–" if found is None else f"{found:.3g}{unit}"
-    return name, bar, what if met else f"**{what}**"
+        what += " (a part)" if result.name.endswith("-part") else ""
+    return name, bar, what
 
 
 def bars_table(devices: dict[str, list[Result]]) -> list[str]:
