@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import statistics as statistical
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -30,7 +29,7 @@ from inflcli.model.tracked import TrackedModule, find_tracked, share_tracked
 from inflcli.stages import common
 from inflcli.stages.eigenvectors import Matrix, covariances, share_out, write_eigenvectors
 from inflcli.stages.fit_plan import chosen_sequences, draw_labels, partition, read_bases
-from inflcli.stages.splits import Splits, halves, split_sequences
+from inflcli.stages.splits import Splits, halves, split_sequences, stability
 from inflcli.stages.statistics import (
     CorrectedStatistics,
     CovarianceStatistics,
@@ -308,17 +307,3 @@ class Fit:
     def _spent(self, what: str, started: float) -> None:
         seconds = self.timings.get(what, 0.0) + time.monotonic() - started
         self.timings[what] = round(seconds, 3)
-
-
-def stability(folder: Path) -> dict[str, dict[str, float]]:
-    """How far two halves of the data agreed on the factors in `folder`, over the modules.
-
-    {} where that is not known.
-    """
-    sides = {"covariances": ("A", "S"), "corrected": ("corrected",)}
-    found = {}
-    for name, of in sides.items():
-        values = [one for side in of for one in store.read_agreements(folder, side).values()]
-        if values:
-            found[name] = {"median": statistical.median(values), "least": min(values)}
-    return found

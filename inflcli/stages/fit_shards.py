@@ -28,7 +28,7 @@ from inflcli.errors import BadInput
 from inflcli.model.tracked import TrackedModule
 from inflcli.stages import common
 from inflcli.stages.eigenvectors import Matrix, covariances, write_eigenvectors
-from inflcli.stages.fit import Fit, stability
+from inflcli.stages.fit import Fit
 from inflcli.stages.fit_factors import STAGE, open_inputs
 from inflcli.stages.fit_plan import chosen_sequences
 from inflcli.stages.shards import Shards, find_shards, verify, whole_identity
@@ -37,6 +37,7 @@ from inflcli.stages.splits import (
     Splits,
     halves,
     split_sequences,
+    stability,
     sum_name,
 )
 

@@ -7,7 +7,9 @@ the last bit.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -15,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from inflcli.artifacts import factors as store
 from inflcli.config import Shard
 from inflcli.stages.statistics import Statistics
 
@@ -108,3 +111,17 @@ def halves(parts: Iterable[tuple[int, T]], splits: int) -> list[list[T]]:
     for split, part in parts:
         found[split >= splits // 2].append(part)
     return [half for half in found if half]
+
+
+def stability(folder: Path) -> dict[str, dict[str, float]]:
+    """How far two halves of the data agreed on the factors in `folder`, over the modules.
+
+    {} where that is not known.
+    """
+    sides = {"covariances": ("A", "S"), "corrected": ("corrected",)}
+    found = {}
+    for name, of in sides.items():
+        values = [one for side in of for one in store.read_agreements(folder, side).values()]
+        if values:
+            found[name] = {"median": statistics.median(values), "least": min(values)}
+    return found
