@@ -6,10 +6,11 @@
     python benchmarks/bench.py --shapes llama-256x4 --rounds 3 --peers kronfluence=PYTHON
 
 Every tool is a worker process in its own environment (`workers/`), with its model loaded, that
-waits while another works. A round does every job once, one after the other; figures are medians
-over the rounds, and a ratio is the median of each round's own ratio, so that a slow minute of a
-shared machine falls on both of its sides. Writes `results/SHAPE-DEVICE.json`; a processor without
-matrix units is a device of its own, since other things are fast on it.
+waits while another works; a tool is imported once, and its worker for each shape forked from that.
+A round does every job once, one after the other; figures are medians over the rounds, and a ratio
+is the median of each round's own ratio, so that a slow minute of a shared machine falls on both of
+its sides. Writes `results/SHAPE-DEVICE.json`; a processor without matrix units is a device of its
+own, since other things are fast on it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,49 +35,62 @@ from inflcli.model.precision import has_matrix_units
 
 HERE = Path(__file__).parent
 WORKERS = {
-    "plain": "plain_worker.py",
-    "inflcli": "inflcli_worker.py",
-    "kronfluence": "kronfluence_worker.py",
-    "bergson": "bergson_worker.py",
+    "plain": ("plain_worker.py", ["torch", "transformers"]),
+    "inflcli": ("inflcli_worker.py", ["inflcli.stages.scan", "inflcli.stages.fit_factors"]),
+    "kronfluence": ("kronfluence_worker.py", ["kronfluence", "transformers"]),
+    "bergson": ("bergson_worker.py", ["bergson", "bergson.hessians.hessian_approximations"]),
 }
+"""A tool's script, and what is imported once for all shapes."""
 
 
-class Worker:
-    """A worker process; `ask` sends a job and waits for its answer."""
+class Tool:
+    """A tool's processes: one that has imported it, and for each shape a worker forked from it."""
 
-    def __init__(self, name: str, python: str, work: Path, threads: int) -> None:
-        script = HERE / "workers" / WORKERS[name]
+    def __init__(self, name: str, python: str, threads: int) -> None:
+        script, modules = WORKERS[name]
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
         environment |= {"PYTHONWARNINGS": "ignore"}
-        self.log = (work / f"{name}.log").open("w")
+        workers = HERE / "workers"
+        self.name = name
         self.process = subprocess.Popen(
-            [python, str(script), str(work.resolve())],
+            [python, str(workers / "start.py"), str(workers / script), *modules],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self.log,
             text=True,
             env=environment,
         )
 
+    def begin(self, work: Path) -> None:
+        """Start a worker, which loads the model of a shape."""
+        self._write(str(work.resolve()))
+
     def versions(self) -> Any:
-        """What it runs on; waits until its model is loaded, and is the first thing to ask."""
+        """What the worker runs on; waits until its model is loaded: the first thing to ask."""
         return self._read()["versions"]
 
     def ask(self, **job: Any) -> dict[str, Any]:
-        assert self.process.stdin
-        print(json.dumps(job), file=self.process.stdin, flush=True)
+        """Send the worker a job, and wait for its answer."""
+        self._write(json.dumps(job))
         return self._read()
+
+    def end(self) -> None:
+        """End the worker."""
+        self._write("")
 
     def close(self) -> None:
         assert self.process.stdin
         self.process.stdin.close()
         self.process.wait()
 
+    def _write(self, line: str) -> None:
+        assert self.process.stdin
+        print(line, file=self.process.stdin, flush=True)
+
     def _read(self) -> dict[str, Any]:
         assert self.process.stdout
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(f"a worker ended; see {self.log.name}")
+            raise RuntimeError(f"a worker of {self.name} ended; see its log beside its work")
         return dict(json.loads(line))
 
 
@@ -146,22 +161,20 @@ _ONCE = tuple(f"precondition {queries} queries" for queries in (1, 128, 1024))
 """Done in the first round alone: what only serves another job."""
 
 
-def measure(name: str, shape: Shape, options: argparse.Namespace) -> dict[str, Any]:
+def measure(
+    name: str, shape: Shape, tools: Mapping[str, Tool], options: argparse.Namespace
+) -> dict[str, Any]:
     """All rounds of one shape."""
     work = options.work / name
     make_work(
         work, shape, dtype=options.dtype, device=options.device, threads=torch.get_num_threads()
     )
-    pythons = {"plain": sys.executable, "inflcli": sys.executable, **options.peers}
-    wanted = [job for job in jobs(name, shape) if job[1] in pythons]
+    wanted = [job for job in jobs(name, shape) if job[1] in tools]
     wanted = [job for job in wanted if options.only in job[0]]
     wanted = [job for job in wanted if not left_out(name, job[0])]
-    used = {job[1] for job in wanted}
-    workers = {
-        worker: Worker(worker, python, work, torch.get_num_threads())
-        for worker, python in pythons.items()
-        if worker in used
-    }
+    workers = {worker: tools[worker] for worker in dict.fromkeys(job[1] for job in wanted)}
+    for entry in workers.values():
+        entry.begin(work)
     # They load side by side.
     versions = {worker: entry.versions() for worker, entry in workers.items()}
     found: dict[str, list[dict[str, Any]]] = {}
@@ -177,8 +190,8 @@ def measure(name: str, shape: Shape, options: argparse.Namespace) -> dict[str, A
             parts = " ".join(f"{k} {v:.2f}" for k, v in answer.get("parts", {}).items())
             memory = f"{answer.get('peak_bytes', 0) / 2**20:.0f} MiB"
             print(f"{name} {turn + 1}: {worker}: {label}: {shown} {memory} {parts}", flush=True)
-    for worker in workers.values():
-        worker.close()
+    for entry in workers.values():
+        entry.end()
     return {
         "shape": name,
         "machine": machine(options.device),
@@ -256,10 +269,15 @@ def main() -> None:
     options = parser.parse_args()
     options.peers = dict(peer.split("=", 1) for peer in options.peers)
     options.out.mkdir(exist_ok=True)
+    pythons = {"plain": sys.executable, "inflcli": sys.executable, **options.peers}
+    threads = torch.get_num_threads()
+    tools = {name: Tool(name, python, threads) for name, python in pythons.items()}
     for name in options.shapes:
-        result = measure(name, SHAPES[name], options)
+        result = measure(name, SHAPES[name], tools, options)
         path = options.out / f"{name}-{kind_of(options.device)}.json"
         path.write_text(json.dumps(result, indent=1) + "\n")
+    for tool in tools.values():
+        tool.close()
 
 
 if __name__ == "__main__":

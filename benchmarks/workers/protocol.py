@@ -40,10 +40,12 @@ def read_bench(work: Path) -> dict[str, Any]:
 
 
 def serve(answers: TextIO, jobs: Mapping[str, Job], packages: tuple[str, ...]) -> None:
-    """Answer jobs until stdin ends."""
+    """Answer jobs until an empty line, or the end of stdin."""
     versions = {name: version(name) for name in (*packages, "torch", "transformers")}
     print(json.dumps({"ready": True, "versions": versions}), file=answers)
     for line in sys.stdin:
+        if not line.strip():
+            return
         try:
             request = json.loads(line)
             answer = jobs[request.pop("do")](**request)
