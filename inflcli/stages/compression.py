@@ -15,7 +15,6 @@ from torch import Tensor
 from inflcli.config import PreconditionConfig
 from inflcli.ekfac import LowRank, allocate, energy, truncate
 from inflcli.ekfac.inverse import RotatedGradients
-from inflcli.ekfac.lowrank import is_exact
 from inflcli.model.tracked import TrackedModule
 from inflcli.stages import common
 
@@ -56,17 +55,11 @@ class Candidates:
     energy: dict[int, float] = field(default_factory=dict)
 
     def find(self, rows: Sequence[int], rank: int) -> None:
-        """Find min(rank, limit) components of the queries `rows`; all, where one look shows them.
-
-        Raises NumericalFault.
-        """
-        rank, dtype = min(rank, self.limit), self.gradients.a.dtype
-        if is_exact(min(self.module.inputs, self.module.outputs), rank, dtype, single=self.single):
-            rank = self.limit
+        """Find min(rank, limit) components of the queries `rows`. Raises NumericalFault."""
         for part, v in matrices(self.module, self.gradients, rows):
             whole = energy(v)
             common.require_finite(whole, "preconditioned query", self.module.name)
-            components = truncate(v, rank, single=self.single)
+            components = truncate(v, min(rank, self.limit), single=self.single)
             for place, row in enumerate(part):
                 self.found[row], self.energy[row] = components[place], float(whole[place])
 
