@@ -65,7 +65,7 @@ _FIRST_MLP = "model.layers.0.mlp.*"
 
 SHAPES = {
     "llama-256x4": Shape(_llama(256, 688, 4, 4096, 4), 64, 256, 16, 1024),
-    "gpt2-256x4": Shape(_gpt2(256, 4, 4096, 4), 32, 256, 16, 16),
+    "gpt2-256x4": Shape(_gpt2(256, 4, 4096, 4), 16, 256, 8, 16),
     "llama-576x12": Shape(_llama(576, 1536, 12, 8192, 9), 16, 192, 8, 16),
     "smollm2": Shape(Path("downloads/smollm2/model"), 16, 128, 16, 16),
     "llama-2048x1": Shape(_llama(2048, 5504, 1, 4096, 16), 32, 256, 16, 16),
