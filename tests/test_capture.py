@@ -16,7 +16,7 @@ import torch
 from tiny import SHAPES, VOCABULARY
 from torch import Tensor, nn
 
-from inflcli.model import capture
+from inflcli.ekfac import capture
 from inflcli.model.batches import Batch, make_batch
 from inflcli.model.labels import SampledLabels, TrueLabels
 from inflcli.model.load import LoadedModel, load_model

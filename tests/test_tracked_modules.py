@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
+from inflcli.ekfac.capture import Capture
 from inflcli.errors import BadInput
 from inflcli.model.batches import make_batch
-from inflcli.model.capture import Capture
 from inflcli.model.labels import TrueLabels
 from inflcli.model.load import load_model
 from inflcli.model.passes import Passes

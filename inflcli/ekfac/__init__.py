@@ -12,29 +12,52 @@ module each:
 `lowrank` finds the leading components of a preconditioned query, and `allocation` says how many of
 them to keep in each module. Works for any model of linear modules: nothing here knows about
 language models.
+
+`linear` puts them together for a network in memory, whatever its likelihood; `gauss_newton` has
+exact products with the Gauss-Newton Hessian, and `solve` what can be solved by them.
 """
 
 from inflcli.ekfac.allocation import allocate
 from inflcli.ekfac.corrected import CorrectedSum, mean_corrected
 from inflcli.ekfac.covariance import CovarianceSum, mean_covariance
 from inflcli.ekfac.eigenbasis import Basis, decompose, decompose_all
+from inflcli.ekfac.gauss_newton import GaussNewton, gauss_newton_sum
 from inflcli.ekfac.inverse import DampedInverse, damping_value, kfac_eigenvalues, precondition
+from inflcli.ekfac.likelihood import IGNORED, Categorical, Gaussian, Likelihood
+from inflcli.ekfac.linear import Curvature, Inverse, LinearModel, fit, influences
 from inflcli.ekfac.lowrank import LowRank, energy, truncate
+from inflcli.ekfac.solve import Solution, conjugate_gradient, damped, lissa, neumann
 
 __all__ = [
+    "IGNORED",
     "Basis",
+    "Categorical",
     "CorrectedSum",
     "CovarianceSum",
+    "Curvature",
     "DampedInverse",
+    "GaussNewton",
+    "Gaussian",
+    "Inverse",
+    "Likelihood",
+    "LinearModel",
     "LowRank",
+    "Solution",
     "allocate",
+    "conjugate_gradient",
+    "damped",
     "damping_value",
     "decompose",
     "decompose_all",
     "energy",
+    "fit",
+    "gauss_newton_sum",
+    "influences",
     "kfac_eigenvalues",
+    "lissa",
     "mean_corrected",
     "mean_covariance",
+    "neumann",
     "precondition",
     "truncate",
 ]

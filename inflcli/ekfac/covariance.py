@@ -25,7 +25,8 @@ class CovarianceSum:
     """Running sum of x xᵀ, kept as the diagonal blocks of the block-diagonal variant (Eq. 33).
 
     `blocks` are [D_o, D_o] with sum D_o = D; one block is the full matrix. Of a wide block only the
-    tiles on and right of the diagonal are kept up. `count` is the number of rows in the sum.
+    tiles on and right of the diagonal are kept up. `count` is what the mean is taken over: the
+    number of rows in the sum, or of the sequences whose gradients they are.
     """
 
     blocks: list[Tensor]
@@ -38,9 +39,10 @@ class CovarianceSum:
         sizes = block_sizes(size, blocks)
         return cls([torch.zeros(part, part, dtype=dtype, device=device) for part in sizes])
 
-    def add(self, rows: Tensor, zeros: int = 0) -> None:
+    def add(self, rows: Tensor, zeros: int = 0, sequences: int | None = None) -> None:
         """Add rows [n, D], of which the last `zeros` are zero and do not count.
 
+        Where they are the gradient of one sequence, or several's, `sequences` are counted instead.
         Cost: n · sum D_o² MACs, towards half of that for wide blocks.
         """
         rows = rows.to(self.blocks[0].dtype)
@@ -51,7 +53,7 @@ class CovarianceSum:
                 tile = slice(first, first + width)
                 block[tile, first:].addmm_(part[:, tile].T, part[:, first:])
                 first += width
-        self.count += rows.shape[0] - zeros
+        self.count += rows.shape[0] - zeros if sequences is None else sequences
 
     def move(self, device: torch.device) -> None:
         self.blocks = [block.to(device) for block in self.blocks]

@@ -66,6 +66,15 @@ class DampedInverse:
             return RotatedGradients(self, a.to(element), g.to(element), rotated=False)
         return RotatedGradients(self, self.bases[0].into(a), self.bases[1].into(g), rotated=True)
 
+    def solve(self, v: Tensor) -> Tensor:
+        """(G + λI)⁻¹ V of V [..., P, M] in the model's coordinates.
+
+        Cost: 2 P M (P + M) MACs a matrix.
+        """
+        if self.bases is None or self.divisor is None:
+            return v
+        return rotate_out(rotate_in(v, *self.bases) / self.divisor, *self.bases)
+
     def rotate_back(self, v: Tensor) -> Tensor:
         """V in the model's coordinates, [..., P, M]. Cost: P M (P + M) MACs a matrix."""
         return v if self.bases is None else rotate_out(v, *self.bases)

@@ -14,7 +14,7 @@ mode, by central differences at two steps, which also say how far off they are.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from inflcli.ekfac.capture import moved
 from inflcli.model.batches import Batch
 from inflcli.model.labels import TrueLabels
 from inflcli.model.passes import Passes
@@ -59,14 +60,14 @@ def exactly(passes: Passes, batch: Batch, push: Push) -> Effects:
     with sdpa_kernel(SDPBackend.MATH):
         with torch.no_grad(), forward_ad.dual_level():
             step = forward_ad.make_dual(torch.zeros(()), torch.ones(()))
-            with _moved(passes, push, step):
+            with moved(passes.model.network, passes.modules, push, step):
                 top = passes.forward(batch.tokens)
             gradient, log_p = passes.gradient_at_top(top, batch, TrueLabels())
             gradient, turned = forward_ad.unpack_dual(gradient)
             outputs = forward_ad.unpack_dual(log_p).tangent
         step = torch.zeros((), requires_grad=True)
-        moved = _moved(passes, push, step)
-        with torch.enable_grad(), moved, _leaf(passes.model.network) as leaves:
+        pushed = moved(passes.model.network, passes.modules, push, step)
+        with torch.enable_grad(), pushed, _leaf(passes.model.network) as leaves:
             top = passes.forward(batch.tokens)
             (along,) = torch.autograd.grad(top, step, gradient, create_graph=True)
         # The gradient at the top depends on the embeddings as well.
@@ -101,35 +102,12 @@ def _run(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """With weights W + step V: log p [B, T], the gradient of its sum at the embeddings [B, T, D],
     and these. `ratios` gets |V a| / |W a| of every module."""
-    moved = _moved(passes, push, step, ratios)
-    with moved, _leaf(passes.model.network) as leaves, torch.enable_grad():
+    pushed = moved(passes.model.network, passes.modules, push, step, ratios)
+    with pushed, _leaf(passes.model.network) as leaves, torch.enable_grad():
         top = passes.forward(batch.tokens)
         gradient, log_p = passes.gradient_at_top(top, batch, TrueLabels())
         (slope,) = torch.autograd.grad(top, leaves, gradient)
     return log_p, slope, leaves[0].detach()
-
-
-@contextmanager
-def _moved(
-    passes: Passes, push: Push, step: Tensor, ratios: list[float] | None = None
-) -> Iterator[None]:
-    """Let every tracked module add step V a to what it gives. `ratios` gets |V a| / |W a|."""
-
-    def hook(module: TrackedModule) -> Callable[..., Tensor]:
-        def add(target: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            a = nn.functional.pad(arguments[0], (0, 1), value=1.0) if module.bias else arguments[0]
-            more = push(module, a)
-            if ratios is not None:
-                ratios.append(float(more.detach().norm() / (output.detach().norm() + _TINY)))
-            return output + step * more
-
-        return add
-
-    with ExitStack() as hooks:
-        for module in passes.modules:
-            target = passes.model.network.get_submodule(module.name)
-            hooks.callback(target.register_forward_hook(hook(module)).remove)
-        yield
 
 
 @contextmanager

@@ -11,20 +11,21 @@ positions: [tokens, vocabulary] never exists for more than a chunk, and no graph
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from inflcli.ekfac.capture import Capture
 from inflcli.model.batches import Batch
-from inflcli.model.capture import Capture, Consumer
 from inflcli.model.labels import Labels, SampledLabels, sample
 from inflcli.model.load import LoadedModel
 from inflcli.model.precision import products
 from inflcli.model.tracked import TrackedModule
 
+Consumer = Callable[[TrackedModule, Tensor, Tensor], None]
 _CHUNK_ELEMENTS = 1 << 24
 """Logits held at once (64 MiB in float32)."""
 

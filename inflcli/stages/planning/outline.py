@@ -15,8 +15,8 @@ from torch.utils.flop_counter import (
     sdpa_flop_count,
 )
 
+from inflcli.ekfac.capture import Capture
 from inflcli.errors import BadInput
-from inflcli.model.capture import Capture
 from inflcli.model.tracked import TrackedModule, find_tracked, share_tracked
 
 

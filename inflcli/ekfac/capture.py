@@ -1,26 +1,38 @@
-"""Capture of (a, g): what a module read, and the gradient with respect to what it gave.
+"""What linear modules read and give while a network runs, by hooks that leave it as it was.
 
-A context manager that hooks *output tensors* and leaves the model as it was. With every parameter
-frozen the graph starts at the outputs of the lowest tracked modules, so no weight gradient is
-formed and the backward stops there. Axes: a [B, T, M] with a trailing 1 where the module has a
-bias, g [B, T, P].
+`Capture` hands out (a, g): what a module read, and the gradient with respect to what it gave. It
+hooks *output tensors*. With every parameter frozen the graph starts at the outputs of the lowest
+tracked modules, so no weight gradient is formed and the backward stops there. `moved` lets the
+weights move along a direction. Axes: a [B, T, M] with a trailing 1 where the module has a bias,
+g [B, T, P].
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
-from typing import Self
+from typing import Generic, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from inflcli.model.tracked import TrackedModule
 
-Consumer = Callable[[TrackedModule, Tensor, Tensor], None]
+class Linear(Protocol):
+    """What is to be known of a linear module."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def bias(self) -> bool: ...
 
 
-class Capture:
+M = TypeVar("M", bound=Linear)
+_TINY = 1e-30
+
+
+class Capture(Generic[M]):
     """Calls `consume(module, a, g)` as each module's gradient arrives in the backward pass.
 
     Inputs are freed as they are consumed, unless `keep_inputs` is set because the same graph is
@@ -31,8 +43,8 @@ class Capture:
     def __init__(
         self,
         network: nn.Module,
-        modules: Sequence[TrackedModule],
-        consume: Consumer,
+        modules: Sequence[M],
+        consume: Callable[[M, Tensor, Tensor], None],
         shape: torch.Size,
     ) -> None:
         self._network, self._modules, self._consume = network, modules, consume
@@ -62,7 +74,7 @@ class Capture:
         """The inputs that wait for their gradients."""
         return list(self._inputs.values())
 
-    def _forward_hook(self, module: TrackedModule) -> Callable[..., Tensor | None]:
+    def _forward_hook(self, module: M) -> Callable[..., Tensor | None]:
         def hook(target: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
             self._inputs[module.name] = arguments[0].detach()
             if output.requires_grad:
@@ -76,12 +88,12 @@ class Capture:
 
         return hook
 
-    def _at_leaf(self, module: TrackedModule, leaf: Tensor) -> None:
+    def _at_leaf(self, module: M, leaf: Tensor) -> None:
         gradient, leaf.grad = leaf.grad, None
         assert gradient is not None
         self._arrived(module, gradient)
 
-    def _arrived(self, module: TrackedModule, gradient: Tensor) -> None:
+    def _arrived(self, module: M, gradient: Tensor) -> None:
         kept = self._inputs
         inputs = kept[module.name] if self.keep_inputs else kept.pop(module.name)
         inputs, gradient = (x.reshape(*self._shape, x.shape[-1]) for x in (inputs, gradient))
@@ -89,3 +101,33 @@ class Capture:
             inputs = nn.functional.pad(inputs, (0, 1), value=1.0)
         with torch.no_grad():
             self._consume(module, inputs, gradient)
+
+
+@contextmanager
+def moved(
+    network: nn.Module,
+    modules: Sequence[M],
+    push: Callable[[M, Tensor], Tensor],
+    step: Tensor,
+    ratios: list[float] | None = None,
+) -> Iterator[None]:
+    """Let every module give W a + step V a. `ratios` gets |V a| / |W a|.
+
+    `push` takes a module and its inputs a [..., M], a trailing 1 for its bias, to V a [..., P].
+    """
+
+    def hook(module: M) -> Callable[..., Tensor]:
+        def add(target: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            a = nn.functional.pad(arguments[0], (0, 1), value=1.0) if module.bias else arguments[0]
+            more = push(module, a)
+            if ratios is not None:
+                ratios.append(float(more.detach().norm() / (output.detach().norm() + _TINY)))
+            return output + step * more
+
+        return add
+
+    with ExitStack() as hooks:
+        for module in modules:
+            target = network.get_submodule(module.name)
+            hooks.callback(target.register_forward_hook(hook(module)).remove)
+        yield

@@ -1,0 +1,299 @@
+"""EK-FAC for any network of linear modules with a likelihood: the package's Python API.
+
+    model = LinearModel(network, Gaussian())            # or Categorical(): every nn.Linear of it
+    curvature = fit(model, batches)                     # batches of (inputs, targets)
+    inverse = curvature.inverse(damping_factor=0.1)
+    queries = inverse.solve(model.gradients(measured))  # (G + λI)⁻¹ ∇ log p
+    scores = influences(model, queries, batches)        # [Q, N]
+
+A score is the influence on the sum of the query's log-probabilities of adding an example to the
+training data (Eqs. 24, 25): positive if it raises it. Axes: B examples in a batch, of one or
+several positions; a module's gradient is one matrix DW [P, M] an example, its bias the last column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from inflcli.ekfac.capture import Capture
+from inflcli.ekfac.corrected import CorrectedSum
+from inflcli.ekfac.covariance import CovarianceSum
+from inflcli.ekfac.eigenbasis import Basis, decompose
+from inflcli.ekfac.gauss_newton import Matrices, frozen
+from inflcli.ekfac.inverse import DampedInverse, damping_value, kfac_eigenvalues
+from inflcli.ekfac.likelihood import Likelihood
+
+Batch = tuple[Tensor, Tensor]
+"""Inputs [B, ...] as the network takes them, and targets as the likelihood takes them."""
+CURVATURES = ("ekfac", "ec-shampoo", "kfac", "identity")
+
+
+@dataclass(frozen=True)
+class LinearModule:
+    """One tracked module. M = `inputs`, the bias column counted; P = `outputs`."""
+
+    name: str
+    inputs: int
+    outputs: int
+    bias: bool
+
+
+class LinearModel:
+    """A network whose linear modules are tracked, and the likelihood of its outputs.
+
+    `modules` are the names of modules; every nn.Linear unless said otherwise. transformers' Conv1D
+    is one, too. `forward(network, inputs)` gives the outputs; the network's own call unless said
+    otherwise. Raises ValueError for a module that is not linear, or where there is none.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        likelihood: Likelihood,
+        *,
+        modules: Sequence[str] | None = None,
+        forward: Callable[[nn.Module, Tensor], Tensor] | None = None,
+    ) -> None:
+        names = modules
+        if names is None:
+            names = [name for name, module in network.named_modules() if _is_linear(module)]
+        if not names:
+            raise ValueError("the network has no linear module to track")
+        self.network, self.likelihood = network, likelihood
+        self.modules = [_described(name, network.get_submodule(name)) for name in names]
+        self._forward = forward or (lambda network, inputs: network(inputs))
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.network.parameters()).dtype
+
+    def outputs(self, inputs: Tensor) -> Tensor:
+        """What the network gives."""
+        return self._forward(self.network, inputs)
+
+    def log_prob(self, batch: Batch) -> Tensor:
+        """log p of every example, [B]."""
+        with torch.no_grad():
+            return self.likelihood.log_prob(self.outputs(batch[0]), batch[1])
+
+    def run(
+        self,
+        batch: Batch,
+        consume: Callable[[LinearModule, Tensor, Tensor], None],
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """A forward and an activations-only backward pass of log p.
+
+        `consume(module, a, g)` gets a [B, T, M] and g [B, T, P]. With a `generator` the targets are
+        drawn from the network's own distribution. Returns log p [B].
+        """
+        inputs, targets = batch
+        capture = Capture(self.network, self.modules, consume, torch.Size((len(inputs), -1)))
+        with frozen(self.network), torch.enable_grad(), capture:
+            outputs = self.outputs(inputs)
+            with torch.no_grad():
+                if generator is not None:
+                    targets = self.likelihood.sample(outputs, targets, generator)
+                slope = self.likelihood.slope(outputs, targets)
+                log_p = self.likelihood.log_prob(outputs, targets)
+            outputs.backward(slope)
+        return log_p
+
+    def gradients(self, batch: Batch) -> Matrices:
+        """∇ log p of every example: DW [B, P, M] by module. Cost: a pass, and T M P MACs each."""
+        found: Matrices = {}
+
+        def consume(module: LinearModule, a: Tensor, g: Tensor) -> None:
+            found[module.name] = g.mT @ a
+
+        self.run(batch, consume)
+        return {module.name: found[module.name] for module in self.modules}
+
+    # What products with the Gauss-Newton Hessian need (`Differentiable`).
+
+    def repeated(self, batch: Batch, times: int) -> Batch:
+        inputs, targets = (x.repeat(times, *[1] * (x.dim() - 1)) for x in batch)
+        return inputs, targets
+
+    def sequences(self, batch: Batch) -> int:
+        return len(batch[0])
+
+    def top(self, batch: Batch) -> Tensor:
+        return self.outputs(batch[0])
+
+    def curvature_at_top(self, top: Tensor, tangent: Tensor, batch: Batch) -> Tensor:
+        return self.likelihood.curvature(top, batch[1], tangent)
+
+
+@dataclass(frozen=True)
+class Inverse:
+    """(G + λI)⁻¹ of every module."""
+
+    modules: Mapping[str, DampedInverse]
+
+    @property
+    def damping(self) -> dict[str, float]:
+        return {name: inverse.damping for name, inverse in self.modules.items()}
+
+    def solve(self, vectors: Mapping[str, Tensor]) -> Matrices:
+        """(G + λI)⁻¹ v of [K, P, M] by module. Cost: 2 P M (P + M) MACs a matrix."""
+        return {name: self.modules[name].solve(v) for name, v in vectors.items()}
+
+
+@dataclass(frozen=True)
+class ModuleCurvature:
+    """What was fitted of a module."""
+
+    values_a: Tensor
+    """Eigenvalues of A [M], ascending within a block."""
+    basis_a: Basis
+    values_s: Tensor
+    basis_s: Basis
+    corrected: Tensor
+    """Λ [P, M]."""
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """The factors of every module, and over what they were fitted."""
+
+    modules: Mapping[str, ModuleCurvature]
+    sequences: int
+    positions: int
+    """Predicted ones."""
+
+    def inverse(
+        self,
+        curvature: str = "ekfac",
+        *,
+        damping_factor: float | None = 0.1,
+        damping: float | Mapping[str, float] | None = None,
+    ) -> Inverse:
+        """The damped inverse with corrected eigenvalues (`ekfac`), with those of `kfac`, or none
+        (`identity`, λ is 0 and the inverse I). λ is `damping`, which may differ by module, or
+        `damping_factor` times the mean of a module's eigenvalues."""
+        found = {}
+        for name, one in self.modules.items():
+            if curvature == "identity":
+                found[name] = DampedInverse(None, None, 0.0)
+                continue
+            values = one.corrected
+            if curvature == "kfac":
+                tokens = self.positions / max(self.sequences, 1)
+                values = kfac_eigenvalues(one.values_s, one.values_a, tokens).to(values)
+            given = damping[name] if isinstance(damping, Mapping) else damping
+            added = damping_value(values, damping_factor, given)
+            found[name] = DampedInverse((one.basis_a, one.basis_s), values + added, added)
+        return Inverse(found)
+
+
+def fit(
+    model: LinearModel,
+    batches: Sequence[Batch],
+    *,
+    curvature: str = "ekfac",
+    blocks: int = 1,
+    label_samples: int = 1,
+    seed: int = 0,
+) -> Curvature:
+    """Fit EK-FAC on `batches`, with targets sampled from the model, in two passes over them.
+
+    `curvature` is `ekfac`, whose eigenvectors are those of A = E[a aᵀ] and S = E[g gᵀ] over
+    positions, or `ec-shampoo`: of E[DWᵀ DW] and E[DW DWᵀ] over examples, which sees that an
+    example's positions are not independent. `blocks` cuts both into diagonal blocks (Eq. 33).
+    Everything is computed in the model's type, and decomposed in float64. Raises ValueError for an
+    unknown curvature. Cost: 2 passes, 2 · label_samples backward passes; see `covariance`,
+    `eigenbasis`, `corrected`.
+    """
+    if curvature not in ("ekfac", "ec-shampoo"):
+        raise ValueError(f"fit takes ekfac or ec-shampoo, not {curvature}")
+    sums = {
+        module.name: [
+            CovarianceSum.zeros(size, blocks, model.dtype, model.device)
+            for size in (module.inputs, module.outputs)
+        ]
+        for module in model.modules
+    }
+    sequences = positions = 0
+
+    def add(module: LinearModule, a: Tensor, g: Tensor) -> None:
+        sum_a, sum_s = sums[module.name]
+        if curvature == "ec-shampoo":
+            for gradient in g.mT @ a:
+                sum_a.add(gradient, sequences=1)
+                sum_s.add(gradient.mT, sequences=1)
+            return
+        rows = slice(None) if mask is None or mask.shape != a.shape[:2] else mask
+        sum_a.add(a[rows].reshape(-1, module.inputs))
+        sum_s.add(g[rows].reshape(-1, module.outputs))
+
+    generator = torch.Generator(model.device).manual_seed(seed)
+    for _ in range(label_samples):
+        for batch in batches:
+            mask = model.likelihood.predicted(batch[1])
+            model.run(batch, add, generator)
+            sequences += len(batch[0])
+            positions += len(batch[0]) if mask is None else int(mask.sum())
+    bases = {name: [decompose(one.mean()) for one in both] for name, both in sums.items()}
+    corrected = {
+        module.name: CorrectedSum.zeros(module.outputs, module.inputs, model.dtype, model.device)
+        for module in model.modules
+    }
+    turned = {name: [basis.to(model.dtype) for _, basis in both] for name, both in bases.items()}
+
+    def correct(module: LinearModule, a: Tensor, g: Tensor) -> None:
+        corrected[module.name].add(a, g, [a.shape[1]] * len(a), *turned[module.name])
+
+    for _ in range(label_samples):
+        for batch in batches:
+            model.run(batch, correct, generator)
+    found = {}
+    for module in model.modules:
+        (values_a, _), (values_s, _) = bases[module.name]
+        basis_a, basis_s = turned[module.name]
+        mean = corrected[module.name].mean()
+        found[module.name] = ModuleCurvature(values_a, basis_a, values_s, basis_s, mean)
+    return Curvature(found, sequences, positions)
+
+
+def influences(
+    model: LinearModel, queries: Mapping[str, Tensor], batches: Iterable[Batch]
+) -> Tensor:
+    """Σ over modules of <V_q, DW_n>, [Q, N]: queries [Q, P, M] by module, preconditioned or not.
+
+    Cost: a pass, T M P MACs an example to form its gradient, Q M P to score it.
+    """
+    found = []
+    for batch in batches:
+        scores = torch.zeros(len(batch[0]), len(next(iter(queries.values()))))
+        scores = scores.to(model.device, torch.float64)
+
+        def consume(module: LinearModule, a: Tensor, g: Tensor, scores: Tensor = scores) -> None:
+            gradients = (g.mT @ a).flatten(1)
+            scores += (gradients @ queries[module.name].to(gradients).flatten(1).T).double()
+
+        model.run(batch, consume)
+        found.append(scores)
+    return torch.cat(found).T
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def _described(name: str, module: nn.Module) -> LinearModule:
+    if not _is_linear(module):
+        raise ValueError(f"module {name} is a {type(module).__name__}, which is not linear")
+    weight, bias = module.weight, module.bias is not None
+    assert isinstance(weight, Tensor)
+    # Conv1D keeps its weight as [inputs, outputs], Linear as [outputs, inputs].
+    shape = weight.shape if isinstance(module, nn.Linear) else weight.T.shape
+    return LinearModule(name, shape[1] + bias, shape[0], bias)
