@@ -187,6 +187,54 @@ class ReportConfig(StageConfig):
     skip_spurious: bool = False
 
 
+ESTIMATORS = (
+    "gradient",
+    "cosine",
+    "tfidf",
+    "bm25",
+    "kfac",
+    "ekfac",
+    "blocks-2",
+    "blocks-4",
+    "blocks-8",
+    "ec-shampoo",
+    "lissa",
+    "cg",
+    "refined",
+)
+GROUND_TRUTHS = ("ggn", "pbrf", "lds", "topk")
+
+
+@dataclass(frozen=True)
+class ValidateConfig(StageConfig):
+    truths: tuple[str, ...] = ("ggn",)
+    estimators: tuple[str, ...] = ESTIMATORS
+    points: int | None = 500
+    """Training sequences that are scored, a seeded sample; None takes all."""
+    damping_factor: float = 0.1
+    damping: float | None = None
+    """One λ for all modules, of every estimator and ground truth; replaces the factor."""
+    dtype: str = "float64"
+    seed: int = 0
+    refine: int = 10
+    """Steps of the refined estimator."""
+    depth: int | None = None
+    """Steps of LiSSA; None takes as many as there are sequences in the fit."""
+    tolerance: float = 1e-6
+    """Relative residual at which an exact solve ends."""
+    epsilon: float | None = None
+    """Of the PBRF; None chooses it."""
+    subsets: int = 50
+    """Half subsets that a linear datamodelling score retrains on."""
+    removals: tuple[int, ...] = (5, 20)
+    """How many of the top sequences a removal leaves out."""
+    epochs: int = 10
+    batch_size: int = 16
+    learning_rate: float = 1e-3
+    initial: str | None = None
+    """A model that retraining begins with; None begins with fresh weights."""
+
+
 @dataclass(frozen=True)
 class PlanConfig:
     """What is planned: the stages' settings, and the size of what is not there yet."""

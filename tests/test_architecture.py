@@ -34,7 +34,7 @@ LAYERS: dict[str, set[str]] = {
     "cli": {"stages", "config", "errors", "console", "report", "distributed"},
     "stages": {
         "artifacts", "config", "console", "corpus", "distributed", "ekfac", "errors", "influence",
-        "model", "report", "retrieval", "shapes", "statistics",
+        "model", "report", "retrieval", "shapes", "statistics", "validation",
     },
     "model": {"artifacts", "distributed", "ekfac", "errors", "shapes"},
     "corpus": {"artifacts", "errors"},

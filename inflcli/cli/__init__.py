@@ -21,6 +21,7 @@ from inflcli.cli import (
     scan,
     status,
     tfidf_filter,
+    validate,
 )
 from inflcli.cli.edge import at_the_edge
 
@@ -49,6 +50,7 @@ COMMANDS = (
     plan,
     status,
     compare,
+    validate,
 )
 for module in COMMANDS:
     shape = getattr(module, "CLASS", None)

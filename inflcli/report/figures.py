@@ -23,7 +23,7 @@ FOLDER = "figures"
 _PLUS, _MINUS, _INK = "#b3261e", "#0b6e70", "#1f2430"
 _TOKENS = 48
 """Most tokens of a heat map, around the strongest."""
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.hashsalt": "inflcli",
     "svg.fonttype": "none",
     "font.size": 8,
@@ -42,7 +42,7 @@ def render(view: RunView) -> dict[str, bytes]:
             "--format figures needs the package matplotlib", "pip install 'inflcli[figures]'"
         ) from error
     files: dict[str, bytes] = {}
-    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         # A glyph that the font lacks is drawn as a box, and no news.
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
         for number, query in enumerate(view.queries, 1):

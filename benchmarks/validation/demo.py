@@ -1,0 +1,186 @@
+"""The paper's accuracy results on the demo language model, and how many sequences a fit takes.
+
+    python benchmarks/validation/demo.py exact     # correlation with the exact damped solve
+    python benchmarks/validation/demo.py pbrf      # with the proximal Bregman response (Figure 6)
+    python benchmarks/validation/demo.py blocks    # block-diagonal factors: bytes (Figure 30)
+    python benchmarks/validation/demo.py noise     # split-half noise against the size of a fit
+
+Every step is a command of inflcli in a process of its own, which is kept in the results; what they
+write is below runs/validation, and a part that was stopped goes on. The queries are the demo's first
+ten and the points a seeded sample: nothing is chosen by what comes out. Writes
+`results/demo-PART.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import shlex
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inflcli.artifacts.scan import ScanReader
+from inflcli.statistics.agreement import agreement
+
+HERE = Path(__file__).parent
+DEMO = Path("inflcli/demo")
+MODEL, TEXT = DEMO / "model", DEMO / "corpus.jsonl"
+QUERIES, POINTS, SEQ_LEN = 10, 500, 256
+SIZES = (32, 64, 128, 256, 512, 1024)
+"""Sequences of a fit."""
+
+
+class Run:
+    """Runs inflcli's commands below a folder, and keeps what was run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.commands: list[str] = []
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def __call__(self, *arguments: Any) -> dict[str, Any]:
+        words = [str(one) for one in arguments]
+        self.commands.append(shlex.join(["inflcli", *words]))
+        print(self.commands[-1], flush=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "inflcli", *words, "--json"], stdout=subprocess.PIPE, check=True
+        )
+        return dict(json.loads(done.stdout))
+
+    def corpus(self, name: str = "corpus", text: Path = TEXT) -> Path:
+        out = self.folder / name
+        self("prepare", "--input", text, "--tokenizer", MODEL, "--out", out, "--seq-len", SEQ_LEN,
+             "--per-line")  # fmt: skip
+        return out
+
+    def fit(self, name: str, corpus: Path, sequences: int, *more: Any) -> Path:
+        out = self.folder / name
+        self("fit-factors", "--model", MODEL, "--corpus", corpus, "--out", out,
+             "--max-sequences", sequences, "--precision", "exact", *more)  # fmt: skip
+        return out
+
+    def queries(self) -> Path:
+        """The first queries of the demo."""
+        path = self.folder / "queries.jsonl"
+        lines = (DEMO / "queries.jsonl").read_text().splitlines()[:QUERIES]
+        path.write_text("\n".join(lines) + "\n")
+        return path
+
+
+def exact(run: Run, options: argparse.Namespace) -> dict[str, Any]:
+    """Every estimator against the exact damped solve, G being that of `--fit` sequences."""
+    corpus = run.corpus()
+    factors = run.fit(f"factors-{options.fit}", corpus, options.fit)
+    return _validated(run, corpus, factors, "ggn", options)
+
+
+def pbrf(run: Run, options: argparse.Namespace) -> dict[str, Any]:
+    """The same against the PBRF: an optimisation for each point."""
+    corpus = run.corpus()
+    factors = run.fit(f"factors-{options.fit}", corpus, options.fit)
+    return _validated(run, corpus, factors, "ggn,pbrf", options)
+
+
+def _validated(
+    run: Run, corpus: Path, factors: Path, truth: str, options: argparse.Namespace
+) -> dict[str, Any]:
+    out = run.folder / f"{truth.replace(',', '-')}-{options.fit}-{options.points}"
+    found = run("validate", "--model", MODEL, "--corpus", corpus, "--factors", factors,
+                "--queries", run.queries(), "--out", out, "--ground-truth", truth,
+                "--points", options.points)  # fmt: skip
+    return dict(found["validation"])
+
+
+def blocks(run: Run, options: argparse.Namespace) -> dict[str, Any]:
+    """Bytes of factors cut into O diagonal blocks; their accuracy is in `exact`'s results."""
+    corpus, found = run.corpus(), {}
+    for count in (1, 2, 4, 8):
+        out = run.fit(f"blocks-{count}", corpus, options.fit, "--blocks", count)
+        parts = {
+            part: sum(path.stat().st_size for path in (out / part).glob("*.safetensors"))
+            for part in ("inputs", "modules", "corrected")
+        }
+        found[str(count)] = {"eigenvectors": parts["inputs"] + parts["modules"], **parts}
+    return {"fit": options.fit, "bytes": found}
+
+
+def noise(run: Run, options: argparse.Namespace) -> dict[str, Any]:
+    """How far two fits on disjoint sequences agree: factors by the fit's own halves, scores by two
+    fits of the same size on two halves of the corpus."""
+    whole, queries = run.corpus(), run.queries()
+    lines = TEXT.read_text().splitlines()
+    halves = []
+    for number in range(2):
+        text = run.folder / f"half-{number}.jsonl"
+        text.write_text("\n".join(lines[number::2]) + "\n")
+        halves.append(run.corpus(f"half-{number}", text))
+    scores: dict[tuple[int, int], NDArray[np.float64]] = {}
+    stability = {}
+    sizes = [size for size in SIZES if size <= len(lines) // 2]
+    for size in sizes:
+        for number, half in enumerate(halves):
+            factors = run.fit(f"noise-{size}-{number}", half, size)
+            manifest = json.loads((factors / "manifest.json").read_text())
+            stability[size, number] = manifest["details"]["stability"]
+            scores[size, number] = _scores(run, whole, factors, queries, f"{size}-{number}")
+    found = []
+    for size in sizes:
+        pairs = zip(scores[size, 0], scores[size, 1], strict=True)
+        between = [agreement(one, other).pearson for one, other in pairs]
+        # The other half's largest fit shares no sequence with this one.
+        largest = [
+            agreement(one, other).pearson
+            for number in range(2)
+            for one, other in zip(scores[size, number], scores[sizes[-1], 1 - number], strict=True)
+        ]
+        found.append({
+            "sequences": size,
+            "between": between,
+            "with_largest": largest,
+            "factors": [stability[size, number] for number in range(2)],
+        })  # fmt: skip
+    return {"sizes": found}
+
+
+def _scores(run: Run, corpus: Path, factors: Path, queries: Path, name: str) -> Any:
+    """Full rank scores [Q, N] of the corpus's first points."""
+    solved, scanned = run.folder / f"queries-{name}", run.folder / f"scan-{name}"
+    run("precondition", "--model", MODEL, "--factors", factors, "--queries", queries, "--out",
+        solved, "--rank", "full", "--precision", "exact")  # fmt: skip
+    run("scan", "--model", MODEL, "--queries", solved, "--corpus", corpus, "--out", scanned,
+        "--limit", POINTS, "--precision", "exact")  # fmt: skip
+    reader = ScanReader.open(scanned)
+    return np.stack([reader.scores(query) for query in range(len(reader.query_ids))])
+
+
+PARTS = {"exact": exact, "pbrf": pbrf, "blocks": blocks, "noise": noise}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("--fit", type=int, default=128, help="sequences of the fit, and of G")
+    parser.add_argument("--points", type=int, default=POINTS)
+    parser.add_argument("--work", type=Path, default=Path("runs/validation"))
+    options = parser.parse_args()
+    run = Run(options.work)
+    found = PARTS[options.part](run, options)
+    about = {
+        "command": shlex.join(["python", "benchmarks/validation/demo.py", *sys.argv[1:]]),
+        "versions": {name: version(name) for name in ("inflcli", "torch", "transformers")},
+        "machine": platform.machine(),
+        "steps": run.commands,
+    }
+    path = HERE / "results" / f"demo-{options.part}.json"
+    path.write_text(json.dumps({**about, **found}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

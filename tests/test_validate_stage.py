@@ -1,0 +1,167 @@
+"""`validate` scores its points as the pipeline does, agrees with a dense solve, and loses no piece
+of its work when it is stopped.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ggn import GaussNewton, keep_float64
+from oracle import relative
+from pipeline import CPU, Pipeline
+
+from inflcli.artifacts.corpus import CorpusReader
+from inflcli.artifacts.files import read_tensors
+from inflcli.artifacts.scan import ScanReader
+from inflcli.config import ESTIMATORS, ValidateConfig
+from inflcli.errors import BadInput, StaleArtifact
+from inflcli.stages import validate as stage
+
+MODULE = "model.layers.1.mlp.down_proj"
+FITTED = 12
+
+
+@pytest.fixture(scope="module")
+def made(tiny_model, tiny_text, tiny_queries, tmp_path_factory) -> Pipeline:
+    """A pipeline with factors of one module of the tiny Llama, and scans of all its points."""
+    run = Pipeline(tiny_model("llama"), tmp_path_factory.mktemp("run"))
+    run.prepare(tiny_text)
+    run.fit(modules=MODULE, max_sequences=FITTED)
+    for curvature in ("ekfac", "kfac", "identity"):
+        run.precondition(tiny_queries, out=f"queries-{curvature}", curvature=curvature)
+        run.scan(out=f"scan-{curvature}", queries=f"queries-{curvature}")
+    return run
+
+
+def validated(made: Pipeline, queries: Path, out: str = "validation", **settings: Any):
+    config = ValidateConfig(**{"points": None, **settings})
+    corpus, factors = made.run / "corpus", made.run / "factors"
+    model = str(made.model)
+    return stage.validate(model, corpus, factors, queries, made.run / out, config, CPU)
+
+
+def scores(folder: Path, kind: str, name: str, points: list[int]) -> np.ndarray:
+    """[K, N] in the corpus's order."""
+    found = read_tensors(folder / kind / f"{name}.safetensors")["scores"].numpy()
+    return found[:, np.argsort(points)]
+
+
+@pytest.mark.parametrize(("name", "curvature"), [("gradient", "identity"), ("ekfac", "ekfac")])
+def test_estimates_are_the_pipelines_scores(made, tiny_queries, name, curvature):
+    out = f"scores-{name}"
+    found = validated(made, tiny_queries, out, estimators=(name,), truths=())
+    ours = scores(made.run / out, "estimates", name, found["validation"]["points"])
+    reader = ScanReader.open(made.run / f"scan-{curvature}")
+    theirs = np.stack([reader.scores(query) for query in range(len(ours))])
+    known = sorted(found["validation"]["points"])
+    assert relative(torch.from_numpy(ours), torch.from_numpy(theirs[:, known]).double()) < 1e-5
+
+
+def test_the_exact_solve_is_a_dense_one(made, tiny_queries, monkeypatch):
+    keep_float64(monkeypatch)
+    found = validated(made, tiny_queries, "exact", estimators=("gradient", "refined"), refine=30)
+    about = found["validation"]
+    ggn, corpus = GaussNewton(made.model, [MODULE]), CorpusReader.open(made.run / "corpus")
+    usable = np.flatnonzero(corpus.lengths >= 2)
+    chosen = np.sort(np.random.default_rng(0).choice(usable, FITTED, replace=False))
+    sequences = [corpus.take([one])[0][: corpus.lengths[one]].tolist() for one in chosen]
+    matrix = ggn.matrix(sequences) + about["damping"][MODULE] * torch.eye(ggn.size).double()
+    # By the identity's scores: gradients of the queries against those of the points.
+    points = about["points"]
+    dot = scores(made.run / "exact", "estimates", "gradient", points)
+    exact = scores(made.run / "exact", "truths", "ggn", points)
+    gradients = [
+        ggn_gradient(ggn, corpus.take([one])[0][: corpus.lengths[one]].tolist()) for one in sorted(points)
+    ]
+    # The queries' gradients from their products with enough points.
+    basis = torch.stack(gradients)
+    assert np.linalg.matrix_rank(basis.numpy()) == len(basis)
+    solved = torch.linalg.solve(matrix, basis.T).T  # (G + λI)⁻¹ of every point's gradient
+    asked = [ggn_query(ggn, made, tiny_queries, number) for number in range(len(dot))]
+    assert relative(torch.stack(asked) @ basis.T, torch.from_numpy(dot)) < 1e-8
+    assert relative(torch.stack(asked) @ solved.T, torch.from_numpy(exact)) < 1e-4
+    against = about["estimators"]["refined"]["against"]["ggn"]["pearson"]
+    assert against["min"] > 0.9999
+
+
+def ggn_gradient(ggn: GaussNewton, tokens: list[int], first: int = 1) -> torch.Tensor:
+    """∇ log p of the tokens from `first` on, flattened."""
+
+    def log_p(step: torch.Tensor) -> torch.Tensor:
+        rows = torch.log_softmax(ggn._logits(tokens)(step), -1)
+        labels = torch.tensor(tokens[1:])
+        return rows.gather(1, labels[:, None])[first - 1 :].sum()
+
+    return torch.func.grad(log_p)(torch.zeros(ggn.size, dtype=torch.float64))
+
+
+def ggn_query(ggn: GaussNewton, made: Pipeline, queries: Path, number: int) -> torch.Tensor:
+    from inflcli.corpus.queries import encode_query, read_queries
+    from inflcli.model.resolve import load_tokenizer
+
+    text = load_tokenizer(made.model)
+    one = encode_query(read_queries(queries)[number], text, bos=False, max_tokens=None)
+    return ggn_gradient(ggn, one.tokens, max(one.completion_start, 1))
+
+
+def test_every_estimator_and_ground_truth(made, tiny_queries):
+    settings = {"truths": ("ggn", "pbrf", "lds", "topk"), "points": 10, "subsets": 4}
+    small = {"epochs": 1, "depth": 10, "refine": 2, "removals": (2,)}
+    found = validated(made, tiny_queries, "all", **settings, **small)["validation"]
+    assert list(found["estimators"]) == list(ESTIMATORS)
+    assert len(found["points"]) == 10
+    for name, estimate in found["estimators"].items():
+        assert set(estimate["against"]) == {"ggn", "pbrf", "lds", "topk"}, name
+        assert sum(estimate["seconds"].values()) > 0
+        for truth in ("ggn", "pbrf"):
+            assert len(estimate["against"][truth]["pearson"]["by_query"]) == 3
+    # Both solve the same system, one of them with small steps of the weights.
+    exact = scores(made.run / "all", "truths", "ggn", found["points"])
+    response = scores(made.run / "all", "truths", "pbrf", found["points"])
+    for one, other in zip(exact, response, strict=True):
+        assert np.corrcoef(one, other)[0, 1] > 0.999
+
+
+def test_a_stopped_run_goes_on(made, tiny_queries, monkeypatch):
+    names = ("gradient", "ekfac", "refined")
+    whole = validated(made, tiny_queries, "whole", estimators=names, refine=2)["validation"]
+    usual, asked = stage.Estimates.make, []
+
+    def make(self: Any, name: str) -> Any:
+        asked.append(name)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return usual(self, name)
+
+    monkeypatch.setattr(stage.Estimates, "make", make)
+    with pytest.raises(KeyboardInterrupt):
+        validated(made, tiny_queries, "stopped", estimators=names, refine=2)
+    found = validated(made, tiny_queries, "stopped", estimators=names, refine=2)["validation"]
+    assert asked == [*names, names[2]]
+    for name in names:
+        ours, theirs = (
+            scores(made.run / out, "estimates", name, found["points"]) for out in ("stopped", "whole")
+        )
+        assert np.array_equal(ours, theirs)
+    assert found["points"] == whole["points"]
+    again = validated(made, tiny_queries, "stopped", estimators=names, refine=2)
+    assert again["fresh"]
+    assert again["validation"] == json.loads((made.run / "stopped" / stage.FILE).read_text())
+
+
+def test_refusals(made, tiny_queries, tiny_model, tmp_path):
+    made.fit(out="none", curvature="identity", modules=MODULE)
+    with pytest.raises(BadInput, match="identity"):
+        stage.validate(
+            str(made.model), made.run / "corpus", made.run / "none", tiny_queries,
+            tmp_path / "out", ValidateConfig(), CPU,
+        )  # fmt: skip
+    other = replace(made, model=tiny_model("gpt2"))
+    with pytest.raises(StaleArtifact):
+        validated(other, tiny_queries, "other")
