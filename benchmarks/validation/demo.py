@@ -150,12 +150,12 @@ def noise(run: Run, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _scores(run: Run, corpus: Path, factors: Path, queries: Path, name: str) -> Any:
-    """Full rank scores [Q, N] of the corpus's first points."""
+    """Full rank scores [Q, N] of the whole corpus."""
     solved, scanned = run.folder / f"queries-{name}", run.folder / f"scan-{name}"
     run("precondition", "--model", MODEL, "--factors", factors, "--queries", queries, "--out",
         solved, "--rank", "full", "--precision", "exact")  # fmt: skip
     run("scan", "--model", MODEL, "--queries", solved, "--corpus", corpus, "--out", scanned,
-        "--limit", POINTS, "--precision", "exact")  # fmt: skip
+        "--precision", "exact")  # fmt: skip
     reader = ScanReader.open(scanned)
     return np.stack([reader.scores(query) for query in range(len(reader.query_ids))])
 
