@@ -64,7 +64,7 @@ _FIRST_MLP = "model.layers.0.mlp.*"
 
 
 SHAPES = {
-    "llama-256x4": Shape(_llama(256, 688, 4, 4096, 4), 64, 256, 16, 1024),
+    "llama-256x4": Shape(_llama(256, 688, 4, 4096, 4), 48, 256, 12, 1024),
     "gpt2-256x4": Shape(_gpt2(256, 4, 4096, 4), 16, 256, 8, 16),
     "llama-576x12": Shape(_llama(576, 1536, 12, 8192, 9), 16, 192, 8, 16),
     "smollm2": Shape(Path("downloads/smollm2/model"), 16, 128, 16, 16),
