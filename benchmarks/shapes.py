@@ -64,7 +64,7 @@ _FIRST_MLP = "model.layers.0.mlp.*"
 
 
 SHAPES = {
-    "llama-256x4": Shape(_llama(256, 688, 4, 4096, 4), 48, 256, 12, 1024),
+    "llama-256x4": Shape(_llama(256, 688, 4, 4096, 4), 64, 256, 16, 1024),
     "gpt2-256x4": Shape(_gpt2(256, 4, 4096, 4), 16, 256, 8, 16),
     "llama-576x12": Shape(_llama(576, 1536, 12, 8192, 9), 16, 192, 8, 16),
     "smollm2": Shape(Path("downloads/smollm2/model"), 16, 128, 16, 16),
@@ -81,7 +81,7 @@ SHAPES |= {
         SHAPES["smollm2"], tracked=_FIRST_MLP, sequences=8, length=64, batch=4, queries=8
     ),
     "llama-2048x1-part": replace(
-        SHAPES["llama-2048x1"], tracked="model.layers.0.mlp.down_proj", sequences=8, batch=4
+        SHAPES["llama-2048x1"], tracked="model.layers.0.mlp.down_proj", sequences=4, batch=2
     ),
 }
 
