@@ -39,26 +39,18 @@ def corrected_macs(tokens: float, outputs: int, inputs: int, blocks: int) -> flo
 
 
 def query_macs(
-    tokens: float,
-    outputs: int,
-    inputs: int,
-    rank: int | None,
-    blocks: int,
-    dtype: torch.dtype,
-    *,
-    single: bool = False,
+    tokens: float, outputs: int, inputs: int, rank: int | None, blocks: int, dtype: torch.dtype
 ) -> float:
     """Of preconditioning a query's gradient of T tokens and keeping `rank` components (None: all).
 
-    Forming and rotating it, its truncation in `dtype` (`single` as for `truncate`), and rotating
-    what is kept back.
+    Forming and rotating it, its truncation in `dtype`, and rotating what is kept back.
     """
     macs = corrected_macs(tokens, outputs, inputs, blocks)
     rows_a, rows_s = rotation_macs(inputs, blocks), rotation_macs(outputs, blocks)
     if rank is None:
         return macs + outputs * rows_a + inputs * rows_s
     short = min(outputs, inputs)
-    if is_exact(short, rank, dtype, single=single):
+    if is_exact(short, rank, dtype):
         macs += short * outputs * inputs + 4.5 * short**3
     else:
         macs += (3.2 * rank + 96) * outputs * inputs

@@ -46,48 +46,40 @@ def energy(v: Tensor) -> Tensor:
 def truncate(v: Tensor, rank: int, *, single: bool = False) -> LowRank:
     """The leading min(rank, P, M) components of every V.
 
-    Exact (the eigenvectors of the smaller Gram matrix) where `is_exact` says so. Otherwise a
-    randomised block Krylov search with oversampling, whose energies are a little low and whose
-    start depends on nothing but the shape. Decomposed in float64, but for float32 with `single`,
-    and for what is searched for in bfloat16; that is multiplied as such, and factored into float32.
+    Exact (the eigenvectors of the smaller Gram matrix in float64) where that is cheap or precision
+    is asked for: a short side D of up to 128, in float64 of up to 1,024, or one that the search
+    would span whole. Otherwise a randomised block Krylov search with oversampling, whose energies
+    are a little low and whose start depends on nothing but the shape. bfloat16 is multiplied as
+    such, decomposed in float32, and factored into float32; all else is decomposed in float64, but
+    for float32 with `single`.
     Raises torch.linalg.LinAlgError for what is not finite. Cost a matrix: exact D P M + about
     9 D³, else about (3.2 rank + 96) P M MACs.
     """
     rank = min(rank, *v.shape[-2:])
     wide = v if v.shape[-2] <= v.shape[-1] else v.mT
-    single = single and wide.dtype == torch.float32
-    if is_exact(wide.shape[-2], rank, wide.dtype, single=single):
-        short, long, energies = _exact(wide, rank, torch.float32 if single else torch.float64)
+    if is_exact(wide.shape[-2], rank, wide.dtype):
+        short, long, energies = _exact(wide, rank)
     else:
         # bfloat16 leaves nothing that float64 would keep.
-        coarse = single or wide.dtype == torch.bfloat16
+        coarse = wide.dtype == torch.bfloat16 or (single and wide.dtype == torch.float32)
         short, long, energies = _randomised(wide, rank, torch.float32 if coarse else torch.float64)
     left, right = (short, long) if wide is v else (long, short)
     return LowRank(left, right, energies)
 
 
-def is_exact(short: int, rank: int, dtype: torch.dtype, *, single: bool = False) -> bool:
-    """Whether matrices with a short side of that size are truncated exactly.
-
-    They are where that costs less, or precision is asked for: up to 128, in float64 up to 1,024,
-    and where the search would span the whole side; two thirds of it, decomposed in float32
-    (`single`).
-    """
-    if short <= (_EXACT_FLOAT64_UP_TO if dtype == torch.float64 else _EXACT_UP_TO):
-        return True
-    spanned = (1 + _ITERATIONS) * _width(rank)
-    return spanned * (3 if single and dtype == torch.float32 else 2) >= 2 * short
+def is_exact(short: int, rank: int, dtype: torch.dtype) -> bool:
+    """Whether matrices with a short side of that size are truncated exactly."""
+    limit = _EXACT_FLOAT64_UP_TO if dtype == torch.float64 else _EXACT_UP_TO
+    return short <= limit or (1 + _ITERATIONS) * _width(rank) >= short
 
 
-def _exact(wide: Tensor, rank: int, work: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """`work` is what it is multiplied and decomposed in."""
-    unit, scale = _unit(wide.to(work))
-    values, vectors = torch.linalg.eigh(unit @ unit.mT)
+def _exact(wide: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    exact = wide.double()
+    values, vectors = torch.linalg.eigh(exact @ exact.mT)
     u = vectors[..., -rank:].flip(-1)
-    energies = values[..., -rank:].flip(-1).clamp(min=0.0).double()
-    kind = torch.promote_types(wide.dtype, torch.float32)
-    long = (unit.mT @ u).mul_(scale)
-    return u.to(kind), long.to(kind), energies * scale.double().square().squeeze(-1)
+    energies = values[..., -rank:].flip(-1).clamp(min=0.0)
+    work = torch.promote_types(wide.dtype, torch.float32)
+    return u.to(work), (exact.mT @ u).to(work), energies
 
 
 def _randomised(wide: Tensor, rank: int, work: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:

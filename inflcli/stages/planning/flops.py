@@ -55,9 +55,7 @@ def query_flops(task: Task, modules: list[TrackedModule], tokens: Sequence[int])
     for module in modules:
         rank = None if whole else most_columns(module, task)
         dtype = task.product_dtype
-        each += query_macs(
-            longest, module.outputs, module.inputs, rank, blocks, dtype, single=task.single
-        )
+        each += query_macs(longest, module.outputs, module.inputs, rank, blocks, dtype)
     return len(tokens) * (task.outline.pass_flops(modules, 1) * longest + 2 * each)
 
 

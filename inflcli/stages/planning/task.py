@@ -111,11 +111,6 @@ class Task:
         return self.config.fit.precision == "fast"
 
     @property
-    def single(self) -> bool:
-        """Whether queries are truncated in float32."""
-        return self.config.fit.precision != "exact"
-
-    @property
     def element(self) -> int:
         """Bytes of a number of the statistics."""
         return 8 if self.dtype == torch.float64 else 4
