@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -60,12 +61,13 @@ def _gpt2(width: int, layers: int, vocabulary: int, heads: int) -> GPT2Config:
     )
 
 
-_FIRST_MLP = "model.layers.0.mlp.*"
+def _mlps(layers: Iterable[int]) -> str:
+    return ",".join(f"model.layers.{layer}.mlp.*" for layer in layers)
 
 
 SHAPES = {
-    "llama-256x4": Shape(_llama(256, 688, 4, 4096, 4), 64, 256, 16, 1024),
-    "gpt2-256x4": Shape(_gpt2(256, 4, 4096, 4), 16, 256, 8, 16),
+    "llama-256x4": Shape(_llama(256, 688, 4, 4096, 4), 96, 256, 16, 1024),
+    "gpt2-256x4": Shape(_gpt2(256, 4, 4096, 4), 32, 256, 16, 16),
     "llama-576x12": Shape(_llama(576, 1536, 12, 8192, 9), 16, 192, 8, 16),
     "smollm2": Shape(Path("downloads/smollm2/model"), 16, 128, 16, 16),
     "llama-2048x1": Shape(_llama(2048, 5504, 1, 4096, 16), 32, 256, 16, 16),
@@ -74,14 +76,13 @@ SHAPES = {
 }
 # In three rounds of these three on two cores, eigenvectors and preconditioning alone take the three
 # tools 22 minutes, however few tokens are read: where all are to fit in 20, a part is tracked.
-# Batches are half the corpus, since a fit takes each half by itself.
 SHAPES |= {
-    "llama-576x12-part": replace(SHAPES["llama-576x12"], tracked=_FIRST_MLP, sequences=8, batch=4),
+    "llama-576x12-part": replace(SHAPES["llama-576x12"], tracked=_mlps((0, 6)), sequences=8),
     "smollm2-part": replace(
-        SHAPES["smollm2"], tracked=_FIRST_MLP, sequences=8, length=64, batch=4, queries=8
+        SHAPES["smollm2"], tracked=_mlps((0, 15)), sequences=8, length=64, batch=8, queries=8
     ),
     "llama-2048x1-part": replace(
-        SHAPES["llama-2048x1"], tracked="model.layers.0.mlp.down_proj", sequences=8, batch=4
+        SHAPES["llama-2048x1"], tracked="model.layers.0.mlp.down_proj", sequences=8, batch=8
     ),
 }
 
