@@ -1,0 +1,1 @@
+"""Ground truth that estimates of influence are held against."""
