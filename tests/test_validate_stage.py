@@ -20,7 +20,9 @@ from inflcli.artifacts.corpus import CorpusReader
 from inflcli.artifacts.files import read_tensors
 from inflcli.artifacts.scan import ScanReader
 from inflcli.config import ESTIMATORS, ValidateConfig
+from inflcli.corpus.queries import encode_query, read_queries
 from inflcli.errors import BadInput, StaleArtifact
+from inflcli.model.resolve import load_tokenizer
 from inflcli.stages import validate as stage
 
 MODULE = "model.layers.1.mlp.down_proj"
@@ -72,25 +74,20 @@ def test_the_exact_solve_is_a_dense_one(made, tiny_queries, monkeypatch):
     chosen = np.sort(np.random.default_rng(0).choice(usable, FITTED, replace=False))
     sequences = [corpus.take([one])[0][: corpus.lengths[one]].tolist() for one in chosen]
     matrix = ggn.matrix(sequences) + about["damping"][MODULE] * torch.eye(ggn.size).double()
-    # By the identity's scores: gradients of the queries against those of the points.
     points = about["points"]
     dot = scores(made.run / "exact", "estimates", "gradient", points)
     exact = scores(made.run / "exact", "truths", "ggn", points)
-    gradients = [
-        ggn_gradient(ggn, corpus.take([one])[0][: corpus.lengths[one]].tolist()) for one in sorted(points)
-    ]
-    # The queries' gradients from their products with enough points.
-    basis = torch.stack(gradients)
-    assert np.linalg.matrix_rank(basis.numpy()) == len(basis)
-    solved = torch.linalg.solve(matrix, basis.T).T  # (G + λI)⁻¹ of every point's gradient
-    asked = [ggn_query(ggn, made, tiny_queries, number) for number in range(len(dot))]
-    assert relative(torch.stack(asked) @ basis.T, torch.from_numpy(dot)) < 1e-8
-    assert relative(torch.stack(asked) @ solved.T, torch.from_numpy(exact)) < 1e-4
+    texts = [corpus.take([one])[0][: corpus.lengths[one]].tolist() for one in sorted(points)]
+    gradients = torch.stack([gradient(ggn, tokens) for tokens in texts])
+    asked = torch.stack([gradient(ggn, *query) for query in encoded(made, tiny_queries)])
+    assert relative(asked @ gradients.T, torch.from_numpy(dot)) < 1e-8
+    solved = torch.linalg.solve(matrix, gradients.T)
+    assert relative(asked @ solved, torch.from_numpy(exact)) < 1e-4
     against = about["estimators"]["refined"]["against"]["ggn"]["pearson"]
     assert against["min"] > 0.9999
 
 
-def ggn_gradient(ggn: GaussNewton, tokens: list[int], first: int = 1) -> torch.Tensor:
+def gradient(ggn: GaussNewton, tokens: list[int], first: int = 1) -> torch.Tensor:
     """∇ log p of the tokens from `first` on, flattened."""
 
     def log_p(step: torch.Tensor) -> torch.Tensor:
@@ -101,13 +98,11 @@ def ggn_gradient(ggn: GaussNewton, tokens: list[int], first: int = 1) -> torch.T
     return torch.func.grad(log_p)(torch.zeros(ggn.size, dtype=torch.float64))
 
 
-def ggn_query(ggn: GaussNewton, made: Pipeline, queries: Path, number: int) -> torch.Tensor:
-    from inflcli.corpus.queries import encode_query, read_queries
-    from inflcli.model.resolve import load_tokenizer
-
+def encoded(made: Pipeline, queries: Path) -> list[tuple[list[int], int]]:
+    """Each query's tokens, and the first that is predicted."""
     text = load_tokenizer(made.model)
-    one = encode_query(read_queries(queries)[number], text, bos=False, max_tokens=None)
-    return ggn_gradient(ggn, one.tokens, max(one.completion_start, 1))
+    found = [encode_query(q, text, bos=False, max_tokens=None) for q in read_queries(queries)]
+    return [(one.tokens, max(one.completion_start, 1)) for one in found]
 
 
 def test_every_estimator_and_ground_truth(made, tiny_queries):
@@ -145,9 +140,9 @@ def test_a_stopped_run_goes_on(made, tiny_queries, monkeypatch):
     found = validated(made, tiny_queries, "stopped", estimators=names, refine=2)["validation"]
     assert asked == [*names, names[2]]
     for name in names:
-        ours, theirs = (
-            scores(made.run / out, "estimates", name, found["points"]) for out in ("stopped", "whole")
-        )
+        points = found["points"]
+        ours = scores(made.run / "stopped", "estimates", name, points)
+        theirs = scores(made.run / "whole", "estimates", name, points)
         assert np.array_equal(ours, theirs)
     assert found["points"] == whole["points"]
     again = validated(made, tiny_queries, "stopped", estimators=names, refine=2)

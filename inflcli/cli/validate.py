@@ -98,7 +98,9 @@ def command(
             raise BadInput(f"--{name} {value} is not a number above 0")
     config = ValidateConfig(
         truths=_some("ground-truth", truth, GROUND_TRUTHS),
-        estimators=ESTIMATORS if estimators == "all" else _some("estimators", estimators, ESTIMATORS),
+        estimators=ESTIMATORS
+        if estimators == "all"
+        else _some("estimators", estimators, ESTIMATORS),
         points=None if points == "all" else _count("points", points),
         damping_factor=damping_factor,
         damping=damping,

@@ -214,4 +214,3 @@ def _summary(truth: str, about: Mapping[str, Any]) -> str:
         if isinstance(value, (int, float)) and not isinstance(value, bool)
     )
     return f"{truth}: {seconds:.1f} s; {shown}"
-

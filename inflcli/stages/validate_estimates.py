@@ -61,25 +61,25 @@ class Estimates:
             return gradient_dot(problem)
         if name == "cosine":
             return gradient_cosine(problem)
-        damping = self.inverse().damping
+        inverse, seconds = self.inverse(), self._fit_seconds()
+        damping = inverse.damping
         if name == "lissa":
             return lissa(problem, depth=config.depth, damping=damping, seed=config.seed)
-        fitted = {"inverse": self.inverse(), "fit_seconds": self._fit_seconds()}
         if name == "cg":
-            return sampled_cg(problem, **fitted, tolerance=config.tolerance, seed=config.seed)
-        if name == "refined":
-            return refined(problem, **fitted, steps=config.refine)
-        if name == self._factors.curvature:
-            return ekfac(problem, kind=name, **fitted)
-        if name == "kfac" and self._factors.curvature == "ekfac":
-            given = self._given("kfac")
-            return ekfac(
+            return sampled_cg(
                 problem,
-                kind=name,
-                inverse=given,
-                damping=damping,
-                fit_seconds=self._fit_seconds(without="corrected"),
+                inverse=inverse,
+                fit_seconds=seconds,
+                tolerance=config.tolerance,
+                seed=config.seed,
             )
+        if name == "refined":
+            return refined(problem, inverse=inverse, fit_seconds=seconds, steps=config.refine)
+        if name == self._factors.curvature:
+            return ekfac(problem, kind=name, inverse=inverse, fit_seconds=seconds)
+        if name == "kfac" and self._factors.curvature == "ekfac":
+            inverse, seconds = self._given(name), self._fit_seconds(without="corrected")
+            return ekfac(problem, kind=name, inverse=inverse, damping=damping, fit_seconds=seconds)
         blocks = int(name.removeprefix("blocks-")) if name.startswith("blocks-") else 1
         kind = "ekfac" if name.startswith("blocks-") else name
         return ekfac(problem, kind=kind, blocks=blocks, damping=damping, seed=config.seed)

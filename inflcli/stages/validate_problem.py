@@ -16,12 +16,13 @@ from inflcli.artifacts.factors import FactorsReader
 from inflcli.config import FitFactorsConfig, PreconditionConfig, Shard, ValidateConfig
 from inflcli.corpus.queries import EncodedQuery
 from inflcli.ekfac import IGNORED, Categorical, Inverse, LinearModel
+from inflcli.ekfac.linear import Batch
 from inflcli.model.batches import plan_batches
 from inflcli.model.load import LoadedModel
 from inflcli.stages import common
 from inflcli.stages.fit_plan import chosen_sequences
 from inflcli.stages.inverses import read_inverses
-from inflcli.validation.problem import Batch, Problem
+from inflcli.validation import Problem
 
 
 @dataclass(frozen=True)
@@ -92,9 +93,7 @@ def _logits(network: nn.Module, tokens: Tensor) -> Tensor:
     return logits
 
 
-def sequences_batch(
-    corpus: CorpusReader, ids: NDArray[np.int64], device: torch.device
-) -> Batch:
+def sequences_batch(corpus: CorpusReader, ids: NDArray[np.int64], device: torch.device) -> Batch:
     """Tokens [B, T], and the successor of each as its target."""
     lengths = corpus.lengths[ids].astype(np.int64)
     tokens = torch.from_numpy(corpus.take(ids)[:, : lengths.max()].astype(np.int64))
