@@ -6,8 +6,8 @@
     python benchmarks/validation/demo.py noise     # split-half noise against the size of a fit
 
 Every step is a command of inflcli in a process of its own, which is kept in the results; what they
-write is below runs/validation, and a part that was stopped goes on. The queries are the demo's first
-ten and the points a seeded sample: nothing is chosen by what comes out. Writes
+write is below runs/validation, and a part that was stopped goes on. The queries are the demo's
+first ten and the points a seeded sample: nothing is chosen by what comes out. Writes
 `results/demo-PART.json`.
 """
 
