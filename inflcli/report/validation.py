@@ -1,4 +1,4 @@
-"""How right each estimator is: a table for a terminal, a figure for a paper, and how to read them."""
+"""How right each estimator is: a table for a terminal, and a figure for a paper."""
 
 from __future__ import annotations
 

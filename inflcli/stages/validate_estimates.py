@@ -1,4 +1,4 @@
-"""The estimators that `validate` holds to account, by the names that the command line gives them."""
+"""The estimators that `validate` holds to account, by their names on the command line."""
 
 from __future__ import annotations
 

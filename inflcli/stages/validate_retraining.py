@@ -69,7 +69,7 @@ class Retraining:
         about = self._about(found)
         about["summary"] = (
             f"lds: {len(halves)} models on random halves of {len(self._points)} points, "
-            f"{about['seconds']['train']:.0f} s; the interval is a bootstrap over subsets and queries"
+            f"{about['seconds']['train']:.0f} s; bootstrap over subsets and queries"
         )
         return about, by_estimator
 
