@@ -1,0 +1,331 @@
+"""The paper's accuracy claims at our scale: a table with a verdict on each, and the figures.
+
+    python benchmarks/validation/figures.py --readme README.md
+
+Reads what lies in `results/` (`small.py`, `demo.py`, `retraining.py` write it) and leaves out what
+does not. A verdict follows from the figures by the rule beside it in CLAIMS, which was written down
+before any of them was known; what has no results is not tested.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+BEGIN, END = (
+    "<!-- validation: written by benchmarks/validation/figures.py -->",
+    "<!-- /validation -->",
+)
+SMALL = {"diabetes": "Diabetes", "friedman": "Friedman #1", "digits": "Digits"}
+EKFAC, GRADIENT, LISSA, KFAC = "EK-FAC", "gradient dot", "LiSSA", "K-FAC"
+SHAMPOO, REFINED = "EC-Shampoo", "EK-FAC + 10 CG steps"
+DEMO_NAMES = {
+    "gradient": GRADIENT,
+    "cosine": "gradient cosine",
+    "lissa": LISSA,
+    "kfac": KFAC,
+    "ekfac": EKFAC,
+    "ec-shampoo": SHAMPOO,
+    "refined": REFINED,
+    "cg": "sampled Gauss-Newton",
+    "tfidf": "TF-IDF",
+    "bm25": "BM25",
+    **{f"blocks-{count}": f"EK-FAC, {count} blocks" for count in (2, 4, 8)},
+}
+NOISE = 0.01
+"""Of two mean correlations, what counts as the same."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One problem's estimators: mean and worst Pearson by ground truth, and seconds."""
+
+    title: str
+    pearson: dict[str, dict[str, tuple[float, float]]]
+    """By truth (pbrf, exact) and estimator: mean and least over queries."""
+    by_query: dict[str, dict[str, list[float]]]
+    seconds: dict[str, float]
+    queries: int
+    points: int
+
+
+def tasks() -> list[Task]:
+    found = []
+    for name, title in SMALL.items():
+        raw = _read(name)
+        if raw is not None:
+            found.append(_small(title, raw))
+    for part in ("pbrf", "exact"):
+        raw = _read(f"demo-{part}")
+        if raw is not None:
+            found.append(_demo("Demo language model", raw))
+            break
+    return found
+
+
+def _small(title: str, raw: dict[str, Any]) -> Task:
+    pearson: dict[str, dict[str, tuple[float, float]]] = {"pbrf": {}, "exact": {}}
+    by_query: dict[str, dict[str, list[float]]] = {"pbrf": {}, "exact": {}}
+    for row in raw["estimators"]:
+        for truth in pearson:
+            one = row[truth]
+            pearson[truth][row["name"]] = one["pearson_mean"], one["pearson_min"]
+            by_query[truth][row["name"]] = one["pearson"]
+    seconds = {row["name"]: statistics.median(row["totals"]) for row in raw["estimators"]}
+    queries = len(by_query["pbrf"][EKFAC])
+    return Task(title, pearson, by_query, seconds, queries, raw["problem"].get("points", 0))
+
+
+def _demo(title: str, raw: dict[str, Any]) -> Task:
+    pearson: dict[str, dict[str, tuple[float, float]]] = {"pbrf": {}, "exact": {}}
+    by_query: dict[str, dict[str, list[float]]] = {"pbrf": {}, "exact": {}}
+    for name, row in raw["estimators"].items():
+        for truth, key in (("pbrf", "pbrf"), ("exact", "ggn")):
+            one = row["against"].get(key)
+            if one is not None:
+                found = one["pearson"]
+                pearson[truth][DEMO_NAMES[name]] = found["mean"], found["min"]
+                by_query[truth][DEMO_NAMES[name]] = found["by_query"]
+    seconds = {
+        DEMO_NAMES[name]: sum(row["seconds"].values()) for name, row in raw["estimators"].items()
+    }
+    return Task(title, pearson, by_query, seconds, len(raw["queries"]), len(raw["points"]))
+
+
+def _read(name: str) -> dict[str, Any] | None:
+    path = HERE / "results" / f"{name}.json"
+    return dict(json.loads(path.read_text())) if path.is_file() else None
+
+
+# ---- claims ---------------------------------------------------------------------------------
+
+Verdict = tuple[str, bool | None]
+"""What was found, and whether the claim held; None if there is nothing to judge by."""
+
+
+def _over_tasks(found: list[Task], judge: Callable[[Task], tuple[str, bool] | None]) -> Verdict:
+    rows = [(task.title, judge(task)) for task in found]
+    known = [(title, one) for title, one in rows if one is not None]
+    text = "; ".join(f"{title} {one[0]}" for title, one in known)
+    return text, all(one[1] for _, one in known) if known else None
+
+
+def _pair(first: str, second: str, truth: str, margin: float) -> Callable[[Task], Any]:
+    """Whether the first's mean Pearson is at least the second's and `margin` more."""
+
+    def judge(task: Task) -> tuple[str, bool] | None:
+        values = task.pearson[truth]
+        if first not in values or second not in values:
+            return None
+        one, other = values[first][0], values[second][0]
+        return f"{one:.3f} / {other:.3f}", one >= other + margin
+
+    return judge
+
+
+def _faster(task: Task) -> tuple[str, bool] | None:
+    if EKFAC not in task.seconds or LISSA not in task.seconds:
+        return None
+    ours, theirs = task.seconds[EKFAC], task.seconds[LISSA]
+    return f"{ours:.2f} / {theirs:.2f} s ({theirs / ours:.0f}×)", theirs >= 10 * ours
+
+
+def _blocks(task: Task) -> tuple[str, bool] | None:
+    truth = "pbrf" if task.pearson["pbrf"] else "exact"
+    names = [EKFAC, *(f"EK-FAC, {count} blocks" for count in (2, 4, 8))]
+    values = [task.pearson[truth][name][0] for name in names if name in task.pearson[truth]]
+    if len(values) < 4:
+        return None
+    return " / ".join(f"{one:.3f}" for one in values), values[0] - values[-1] <= 0.05
+
+
+def _bar(name: str, bar: float) -> Callable[[Task], Any]:
+    def judge(task: Task) -> tuple[str, bool] | None:
+        values = task.pearson["exact"]
+        if name not in values or not task.title.startswith("Demo"):
+            return None
+        return f"{values[name][0]:.3f}", values[name][0] >= bar
+
+    return judge
+
+
+def _lds_order() -> Verdict:
+    raw = _read("lds-demo")
+    if raw is None or "lds" not in raw:
+        return "", None
+    rows = {name: row["mean"] for name, row in raw["lds"]["estimators"].items()}
+    order = [
+        name for name in ("refined", "ec-shampoo", "ekfac", "kfac", "gradient") if name in rows
+    ]
+    values = [rows[name] for name in order]
+    text = " ≥ ".join(f"{name} {rows[name]:.3f}" for name in order)
+    return text, all(one >= other - NOISE for one, other in zip(values, values[1:], strict=False))
+
+
+def claims(found: list[Task]) -> Iterator[tuple[str, str, Verdict]]:
+    """What was claimed, by which figure or bar, and what came out."""
+    yield (
+        "EK-FAC is nearer to the PBRF than the gradient dot product, by 0.05",
+        "Figure 6",
+        _over_tasks(found, _pair(EKFAC, GRADIENT, "pbrf", 0.05)),
+    )
+    yield (
+        f"EK-FAC is as near to the PBRF as LiSSA, within {NOISE}",
+        "Figure 6",
+        _over_tasks(found, _pair(EKFAC, LISSA, "pbrf", -NOISE)),
+    )
+    yield (
+        "ten measurements by EK-FAC take a tenth of LiSSA's time, fitting included",
+        "Figure 7",
+        _over_tasks(found, _faster),
+    )
+    yield (
+        "eight diagonal blocks lose at most 0.05 (O = 1 / 2 / 4 / 8)",
+        "Figure 30",
+        _over_tasks(found, _blocks),
+    )
+    yield (
+        "EK-FAC's Pearson with the exact solve is 0.9 on the demo",
+        "ours",
+        _over_tasks(found, _bar(EKFAC, 0.9)),
+    )
+    yield (
+        "refined EK-FAC's is 0.99",
+        "ours",
+        _over_tasks(found, _bar(REFINED, 0.99)),
+    )
+    yield (
+        "LDS: refined ≥ EC-Shampoo ≥ EK-FAC ≥ K-FAC ≥ gradient dot product",
+        "ours",
+        _lds_order(),
+    )
+
+
+def table(found: list[Task]) -> list[str]:
+    lines = [
+        "| claim | of | found | |",
+        "| --- | --- | --- | --- |",
+    ]
+    words = {True: "reproduced", False: "**not reproduced**", None: "not tested"}
+    for claim, source, (text, held) in claims(found):
+        lines.append(f"| {claim} | {source} | {text or '–'} | {words[held]} |")
+    lines += ["", "| Pearson, mean (worst query) | " + " | ".join(task.title for task in found)]
+    lines[-1] += " |"
+    lines.append("| --- |" + " --- |" * len(found))
+    names = list(dict.fromkeys(name for task in found for name in task.seconds))
+    for truth, title in (("pbrf", "PBRF"), ("exact", "exact solve")):
+        for name in names:
+            cells = [task.pearson[truth].get(name) for task in found]
+            if any(cells):
+                shown = [f"{one[0]:.3f} ({one[1]:.3f})" if one else "–" for one in cells]
+                lines.append(f"| {name}, {title} | {' | '.join(shown)} |")
+    return lines
+
+
+# ---- figures --------------------------------------------------------------------------------
+
+
+def draw_correlations(found: list[Task], path: Path) -> None:
+    """Figure 6 (left of each pair) and Figure 7 (right)."""
+    from matplotlib import pyplot
+
+    names = list(dict.fromkeys(name for task in found for name in task.seconds))
+    figure, axes = pyplot.subplots(
+        2, len(found), figsize=(3 * len(found) + 1.2, 6.4), squeeze=False, sharey=True,
+        layout="constrained",
+    )  # fmt: skip
+    for column, task in enumerate(found):
+        truth = "pbrf" if task.pearson["pbrf"] else "exact"
+        above, below = axes[0][column], axes[1][column]
+        for place, name in enumerate(names):
+            if name in task.pearson[truth]:
+                above.barh(place, task.pearson[truth][name][0], 0.6, color="#2a6f97")
+                values = [one for one in task.by_query[truth][name] if one is not None]
+                above.plot(values, [place] * len(values), ".", color="#b3261e", markersize=3)
+            if name in task.seconds:
+                below.barh(place, max(task.seconds[name], 1e-3), 0.6, color="#c9ada7")
+        against = "PBRF" if truth == "pbrf" else "the exact solve"
+        above.set(title=task.title, xlabel=f"Pearson with {against}")
+        above.axvline(0, color="black", linewidth=0.6)
+        below.set(xscale="log", xlabel=f"seconds, {task.queries} measurements")
+    for row in axes:
+        row[0].set_yticks(range(len(names)), names)
+    axes[0][0].invert_yaxis()
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def draw_costs(found: list[Task], path: Path) -> None:
+    """Figure 30, Figure 3, and split-half noise against the size of a fit."""
+    from matplotlib import pyplot
+
+    figure, (blocks, ranks, noise) = pyplot.subplots(
+        1, 3, figsize=(10.5, 3.2), layout="constrained"
+    )
+    counts = (1, 2, 4, 8)
+    for task in found:
+        truth = "pbrf" if task.pearson["pbrf"] else "exact"
+        names = [EKFAC, *(f"EK-FAC, {count} blocks" for count in counts[1:])]
+        values = [task.pearson[truth].get(name, (None,))[0] for name in names]
+        if None not in values:
+            blocks.plot(counts, values, "o-", label=task.title)
+    blocks.set(xlabel="diagonal blocks", ylabel="Pearson, mean", xscale="log", title="Figure 30")
+    blocks.set_xticks(counts, map(str, counts))
+    for name, title in SMALL.items():
+        raw = _read(name)
+        if raw is not None:
+            rows = raw["ranks"]
+            steps = [row["rank"] for row in rows]
+            ranks.plot(steps, [row["pbrf"]["pearson_mean"] for row in rows], "o-", label=title)
+    ranks.set(xlabel="rank of a query", ylabel="Pearson with the PBRF", xscale="log")
+    ranks.set_title("Figure 3")
+    raw = _read("demo-noise")
+    if raw is not None:
+        sizes = [row["sequences"] for row in raw["sizes"]]
+        noise.plot(sizes, [_mean(row["between"]) for row in raw["sizes"]], "o-", label="mean")
+        noise.plot(sizes, [_least(row["between"]) for row in raw["sizes"]], "o-", label="worst")
+        noise.set(xscale="log", xlabel="sequences of a fit", title="Split halves, demo")
+        noise.set_ylabel("Pearson of two fits' scores")
+        noise.set_xticks(sizes, map(str, sizes))
+    for axes in (blocks, ranks, noise):
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False, fontsize=7)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def _mean(values: list[float | None]) -> float:
+    return statistics.fmean(one for one in values if one is not None)
+
+
+def _least(values: list[float | None]) -> float:
+    return min(one for one in values if one is not None)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--readme", type=Path, required=True)
+    options = parser.parse_args()
+    import matplotlib
+
+    matplotlib.use("Agg")
+    found = tasks()
+    lines = table(found)
+    print("\n".join(lines))
+    draw_correlations(found, HERE / "correlations.png")
+    draw_costs(found, HERE / "costs.png")
+    text = options.readme.read_text()
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    inside = "\n".join([BEGIN, "", *lines, "", END])
+    options.readme.write_text(before + inside + after)
+
+
+if __name__ == "__main__":
+    main()
