@@ -30,8 +30,9 @@ def covariance_flops(task: Task, modules: list[TrackedModule], reading: Reading)
     config, labels = task.config.fit, _labels(task)
     passes = task.outline.pass_flops(modules, labels) * reading.positions
     if not shares_inputs(config.curvature):
+        tokens = reading.predicted / max(reading.sequences, 1)
         sequence = sum(
-            sequence_covariance_macs(reading.tokens, one.outputs, one.inputs, config.blocks)
+            sequence_covariance_macs(tokens, one.outputs, one.inputs, config.blocks)
             for one in modules
         )
         return passes + 2 * labels * reading.sequences * sequence
