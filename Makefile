@@ -62,6 +62,9 @@ corpus := $(or $(CORPUS),$(RUN)/corpus)
 ifneq ($(filter-out gradient kfac full-rank,$(COMPARE)),)
 $(error COMPARE takes gradient, kfac and full-rank)
 endif
+ifneq ($(and $(findstring ec-shampoo,$(FIT)),$(filter kfac,$(COMPARE))),)
+$(error COMPARE=kfac takes factors of ekfac, and FIT asks for those of ec-shampoo)
+endif
 
 # One query file's artifacts go to RUN itself, those of several to a folder each.
 SET_NAMES := $(basename $(notdir $(QUERIES)))

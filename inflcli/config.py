@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
-CURVATURES = ("ekfac", "kfac", "identity")
+CURVATURES = ("ekfac", "ec-shampoo", "kfac", "identity")
 LABELS = ("sampled", "true")
 SCORERS = ("paper", "okapi", "l", "plus")
 ROUTES = ("auto", "dense", "factored", "shared")
@@ -22,6 +22,17 @@ FULL_RANK = "full"
 DEFAULT_RANK: int | None = None
 DEFAULT_KEEP: float | None = 0.995
 DEFAULT_MAX_RANK = 128
+
+
+def shares_inputs(curvature: str) -> bool:
+    """Whether modules that read the same tensor share a basis for it. Those of ec-shampoo do not:
+    their bases come of their own gradients."""
+    return curvature != "ec-shampoo"
+
+
+def has_corrected(curvature: str) -> bool:
+    """Whether it has corrected eigenvalues Λ, which take the fit's second pass."""
+    return curvature in ("ekfac", "ec-shampoo")
 
 
 @dataclass(frozen=True)

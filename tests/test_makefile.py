@@ -154,6 +154,12 @@ def test_what_compression_costs(make, sets, tmp_path):
     assert make("report", **own, COMPARE="nothing", code=2) == []
 
 
+def test_kfac_is_not_compared_with_other_factors(make, sets, tmp_path):
+    own = {"QUERIES": sets[0], "RUN": tmp_path, "FIT": "--curvature ec-shampoo"}
+    assert make("report", **own, COMPARE="kfac", code=2) == []
+    assert "factors of ekfac" in make.done.stderr
+
+
 def test_a_failed_stage_is_not_taken_for_done(make, sets, tmp_path):
     variables = {"RUN": tmp_path / "failed", "QUERIES": sets[0]}
     make("scan", **variables)

@@ -79,7 +79,7 @@ def test_it_fits_eighty_columns(config_alone, monkeypatch):
     assert "rough" in done.stdout
 
 
-@pytest.mark.parametrize("curvature", ["ekfac", "kfac", "identity"])
+@pytest.mark.parametrize("curvature", ["ekfac", "ec-shampoo", "kfac", "identity"])
 def test_a_calibrated_plan_leaves_nothing(tiny_model, tiny_text, tiny_queries, tmp_path, curvature):
     chain = Pipeline(tiny_model("llama-bias"), tmp_path / "run")
     chain.prepare(tiny_text)
@@ -95,7 +95,7 @@ def test_a_calibrated_plan_leaves_nothing(tiny_model, tiny_text, tiny_queries, t
     wanted = {"scan", "attribute", "queries"}
     if curvature != "identity":
         wanted |= {"covariance", "eigenvectors"}
-    if curvature == "ekfac":
+    if curvature in ("ekfac", "ec-shampoo"):
         wanted.add("corrected")
     speeds = found["rates"]["speed"]
     assert all(speeds[kind] > 0 for kind in wanted)

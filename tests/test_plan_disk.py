@@ -57,6 +57,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "usual": {},
     "all modules in blocks": {"fit": {"modules": "all", "blocks": 2}},
     "kfac": {"fit": {"curvature": "kfac"}, "precondition": {"curvature": "kfac"}},
+    "ec-shampoo": {"fit": {"curvature": "ec-shampoo", "modules": "all"}},
     "identity": {"fit": {"curvature": "identity"}, "precondition": {"curvature": "identity"}},
     "a part of the corpus": {"fit": {"max_sequences": 9}},
     "whole queries": {"precondition": {"rank": None}},

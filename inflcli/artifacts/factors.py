@@ -1,8 +1,9 @@
 """The factors on disk: one safetensors file per shared input, and one or two per module.
 
-`inputs/NAME.safetensors` holds λ_A and the blocks of Q_A of the modules that read one tensor;
-`modules/NAME.safetensors` holds λ_S and the blocks of Q_S; `corrected/NAME.safetensors`, for
-EK-FAC, Λ. Each also holds how far two halves of the data agreed on it, where that is known.
+`inputs/NAME.safetensors` holds λ_A and the blocks of Q_A of the modules that read one tensor, or
+for EC-Shampoo of one module; `modules/NAME.safetensors` holds λ_S and the blocks of Q_S;
+`corrected/NAME.safetensors`, where eigenvalues are corrected, Λ. Each also holds how far two halves
+of the data agreed on it, where that is known.
 """
 
 from __future__ import annotations

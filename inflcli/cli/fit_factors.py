@@ -19,7 +19,11 @@ def command(
     out: common.Out,
     curvature: Annotated[
         str,
-        typer.Option("--curvature", help="ekfac, kfac, or identity (gradient dot product)."),
+        typer.Option(
+            "--curvature",
+            help="ekfac; ec-shampoo (bases from whole sequences' gradients); kfac; or identity "
+            "(gradient dot product).",
+        ),
     ] = "ekfac",
     modules: Annotated[
         str,

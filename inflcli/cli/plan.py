@@ -57,7 +57,7 @@ def command(
         Path, typer.Option("--run", help="The folder to fill, whose disk must have the space.")
     ] = Path("."),
     curvature: Annotated[
-        str, typer.Option("--curvature", help="Of fit-factors: ekfac, kfac or identity.")
+        str, typer.Option("--curvature", help="Of fit-factors: ekfac, ec-shampoo, kfac, identity.")
     ] = "ekfac",
     modules: Annotated[
         str, typer.Option("--modules", help="Of fit-factors: mlp, attention, all, or patterns.")

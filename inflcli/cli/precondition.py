@@ -71,7 +71,8 @@ def command(
         str,
         typer.Option(
             "--curvature",
-            help="ekfac, kfac or identity; ekfac factors serve all three. auto takes what the "
+            help="ekfac, ec-shampoo, kfac or identity. ekfac factors serve ekfac, kfac and "
+            "identity, those of ec-shampoo itself and identity. auto takes what the "
             "factors were fitted for.",
         ),
     ] = "auto",

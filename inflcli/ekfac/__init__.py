@@ -9,6 +9,9 @@ module each:
 3. `corrected`:  Λ = E[(Q_Sᵀ DW Q_A)²] over sequences
 4. `inverse`:    (G + λI)⁻¹ V = Q_S [(Q_Sᵀ V Q_A) / (Λ + λ)] Q_Aᵀ
 
+`sequences` has what takes the place of step 1 where the bases are those of sequence gradients,
+E[DWᵀ DW] and E[DW DWᵀ] (EC-Shampoo).
+
 `lowrank` finds the leading components of a preconditioned query, and `allocation` says how many of
 them to keep in each module. Works for any model of linear modules: nothing here knows about
 language models.
@@ -26,6 +29,7 @@ from inflcli.ekfac.inverse import DampedInverse, damping_value, kfac_eigenvalues
 from inflcli.ekfac.likelihood import IGNORED, Categorical, Gaussian, Likelihood
 from inflcli.ekfac.linear import Curvature, Inverse, LinearModel, fit, influences
 from inflcli.ekfac.lowrank import LowRank, energy, truncate
+from inflcli.ekfac.sequences import add_sequences
 from inflcli.ekfac.solve import Solution, conjugate_gradient, damped, lissa, neumann
 
 __all__ = [
@@ -43,6 +47,7 @@ __all__ = [
     "LinearModel",
     "LowRank",
     "Solution",
+    "add_sequences",
     "allocate",
     "conjugate_gradient",
     "damped",

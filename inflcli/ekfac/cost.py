@@ -22,6 +22,19 @@ def covariance_macs(size: int, blocks: int) -> int:
     return macs
 
 
+def sequence_covariance_macs(tokens: float, outputs: int, inputs: int, blocks: int) -> float:
+    """Of a sequence's part in E[DWᵀ DW] and E[DW DWᵀ], by the cheaper way (`through_gram`)."""
+    formed = _through_gradient(tokens, outputs, inputs, blocks)
+    return min(formed, _through_gram(tokens, outputs, inputs, blocks))
+
+
+def through_gram(tokens: float, outputs: int, inputs: int, blocks: int) -> bool:
+    """Whether aᵀ (g gᵀ) a and gᵀ (a aᵀ) g are cheaper by way of the products in brackets [T, T]
+    than by way of DW = gᵀ a: so where there are few tokens beside P and M."""
+    through_gradient = _through_gradient(tokens, outputs, inputs, blocks)
+    return _through_gram(tokens, outputs, inputs, blocks) < through_gradient
+
+
 def rotation_macs(size: int, blocks: int) -> int:
     """Of turning a row [D] into the eigenbasis, or back."""
     return sum(block**2 for block in block_sizes(size, blocks))
@@ -62,3 +75,15 @@ def _rotated(tokens: float, outputs: int, inputs: int, blocks: int) -> float:
     if rotate_first(tokens, outputs, inputs):
         return tokens * (rows_a + rows_s)
     return outputs * rows_a + inputs * rows_s
+
+
+def _through_gradient(tokens: float, outputs: int, inputs: int, blocks: int) -> float:
+    """T M P + P M² + M P²: DW, and its two products with itself."""
+    squares = outputs * covariance_macs(inputs, blocks) + inputs * covariance_macs(outputs, blocks)
+    return tokens * outputs * inputs + squares
+
+
+def _through_gram(tokens: float, outputs: int, inputs: int, blocks: int) -> float:
+    """2 T² (M + P) + T (M² + P²): two matrices [T, T], and products of them with a and g."""
+    squares = covariance_macs(inputs, blocks) + covariance_macs(outputs, blocks)
+    return 2 * tokens**2 * (inputs + outputs) + tokens * squares

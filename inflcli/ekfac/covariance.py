@@ -39,19 +39,28 @@ class CovarianceSum:
         sizes = block_sizes(size, blocks)
         return cls([torch.zeros(part, part, dtype=dtype, device=device) for part in sizes])
 
-    def add(self, rows: Tensor, zeros: int = 0, sequences: int | None = None) -> None:
+    def add(
+        self,
+        rows: Tensor,
+        zeros: int = 0,
+        sequences: int | None = None,
+        weighted: Tensor | None = None,
+    ) -> None:
         """Add rows [n, D], of which the last `zeros` are zero and do not count.
 
         Where they are the gradient of one sequence, or several's, `sequences` are counted instead.
+        With `weighted` [n, D] it is rowsᵀ weighted that is added, which must be symmetric.
         Cost: n · sum D_o² MACs, towards half of that for wide blocks.
         """
         rows = rows.to(self.blocks[0].dtype)
-        parts = rows.split([block.shape[0] for block in self.blocks], dim=1)
-        for block, part in zip(self.blocks, parts, strict=True):
+        sizes = [block.shape[0] for block in self.blocks]
+        parts = rows.split(sizes, dim=1)
+        others = parts if weighted is None else weighted.to(rows.dtype).split(sizes, dim=1)
+        for block, part, other in zip(self.blocks, parts, others, strict=True):
             first = 0
             for width in block_sizes(len(block), -(-len(block) // TILE)):
                 tile = slice(first, first + width)
-                block[tile, first:].addmm_(part[:, tile].T, part[:, first:])
+                block[tile, first:].addmm_(part[:, tile].T, other[:, first:])
                 first += width
         self.count += rows.shape[0] - zeros if sequences is None else sequences
 

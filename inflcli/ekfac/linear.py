@@ -26,10 +26,12 @@ from inflcli.ekfac.eigenbasis import Basis, decompose
 from inflcli.ekfac.gauss_newton import Matrices, frozen
 from inflcli.ekfac.inverse import DampedInverse, damping_value, kfac_eigenvalues
 from inflcli.ekfac.likelihood import Likelihood
+from inflcli.ekfac.sequences import add_sequences
 
 Batch = tuple[Tensor, Tensor]
 """Inputs [B, ...] as the network takes them, and targets as the likelihood takes them."""
-CURVATURES = ("ekfac", "ec-shampoo", "kfac", "identity")
+_SERVES = {"ekfac": ("ekfac", "kfac", "identity"), "ec-shampoo": ("ec-shampoo", "identity")}
+"""What an inverse can be made of, by what was fitted."""
 
 
 @dataclass(frozen=True)
@@ -169,17 +171,23 @@ class Curvature:
     sequences: int
     positions: int
     """Predicted ones."""
+    fitted: str = "ekfac"
+    """What the bases are of: ekfac or ec-shampoo, as for `fit`."""
 
     def inverse(
         self,
-        curvature: str = "ekfac",
+        curvature: str | None = None,
         *,
         damping_factor: float | None = 0.1,
         damping: float | Mapping[str, float] | None = None,
     ) -> Inverse:
-        """The damped inverse with corrected eigenvalues (`ekfac`), with those of `kfac`, or none
-        (`identity`, λ is 0 and the inverse I). λ is `damping`, which may differ by module, or
-        `damping_factor` times the mean of a module's eigenvalues."""
+        """The damped inverse with corrected eigenvalues (None, or what was fitted), with those of
+        `kfac`, or none (`identity`, λ is 0 and the inverse I). λ is `damping`, which may differ by
+        module, or `damping_factor` times the mean of a module's eigenvalues. Raises ValueError for
+        a curvature that these factors do not serve; `kfac` needs those of `ekfac`."""
+        curvature = curvature or self.fitted
+        if curvature not in _SERVES[self.fitted]:
+            raise ValueError(f"factors of {self.fitted} do not serve {curvature}")
         found = {}
         for name, one in self.modules.items():
             if curvature == "identity":
@@ -211,9 +219,9 @@ def fit(
     example's positions are not independent. `blocks` cuts both into diagonal blocks (Eq. 33).
     Everything is computed in the model's type, and decomposed in float64. Raises ValueError for an
     unknown curvature. Cost: 2 passes, 2 · label_samples backward passes; see `covariance`,
-    `eigenbasis`, `corrected`.
+    `eigenbasis`, `corrected`, `sequences`.
     """
-    if curvature not in ("ekfac", "ec-shampoo"):
+    if curvature not in _SERVES:
         raise ValueError(f"fit takes ekfac or ec-shampoo, not {curvature}")
     sums = {
         module.name: [
@@ -227,9 +235,7 @@ def fit(
     def add(module: LinearModule, a: Tensor, g: Tensor) -> None:
         sum_a, sum_s = sums[module.name]
         if curvature == "ec-shampoo":
-            for gradient in g.mT @ a:
-                sum_a.add(gradient, sequences=1)
-                sum_s.add(gradient.mT, sequences=1)
+            add_sequences(sum_a, sum_s, a, g, [a.shape[1]] * len(a))
             return
         rows = slice(None) if mask is None or mask.shape != a.shape[:2] else mask
         sum_a.add(a[rows].reshape(-1, module.inputs))
@@ -261,7 +267,7 @@ def fit(
         basis_a, basis_s = turned[module.name]
         mean = corrected[module.name].mean()
         found[module.name] = ModuleCurvature(values_a, basis_a, values_s, basis_s, mean)
-    return Curvature(found, sequences, positions)
+    return Curvature(found, sequences, positions, curvature)
 
 
 def influences(

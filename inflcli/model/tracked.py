@@ -35,17 +35,19 @@ class TrackedModule:
     layer: int
     """Index of the decoder layer; -1 for a module outside the layers."""
     shares_input_with: str
-    """The first module that reads the same tensor with the same bias column; they share one A."""
+    """The first module that reads the same tensor with the same bias column; they share one A. The
+    module itself where each has a basis of its own."""
 
     @property
     def parameters(self) -> int:
         return self.inputs * self.outputs
 
 
-def find_tracked(network: nn.Module, wanted: str) -> list[TrackedModule]:
+def find_tracked(network: nn.Module, wanted: str, *, share: bool = True) -> list[TrackedModule]:
     """The tracked modules in the order in which the model runs them.
 
-    `wanted` is mlp, attention, all, or comma-separated shell patterns over module names.
+    `wanted` is mlp, attention, all, or comma-separated shell patterns over module names. Without
+    `share` no module shares its input with another.
     Raises BadInput when none is found, or when one does not run once a pass on one row a token.
     """
     layers = decoder_layers(network)
@@ -63,7 +65,7 @@ def find_tracked(network: nn.Module, wanted: str) -> list[TrackedModule]:
         )
     shared = _shared_inputs(network, chosen)
     return [
-        TrackedModule(name, *_shape(module), _layer(name, layers), shared[name])
+        TrackedModule(name, *_shape(module), _layer(name, layers), shared[name] if share else name)
         for name, module in sorted(chosen, key=lambda pair: list(shared).index(pair[0]))
     ]
 

@@ -19,7 +19,7 @@ from inflcli.artifacts import factors as store
 from inflcli.artifacts.corpus import CorpusReader
 from inflcli.artifacts.folder import Artifact
 from inflcli.artifacts.ledger import add_counts
-from inflcli.config import FitFactorsConfig, Runtime
+from inflcli.config import FitFactorsConfig, Runtime, has_corrected, shares_inputs
 from inflcli.ekfac import mean_corrected, mean_covariance
 from inflcli.model.batches import plan_units
 from inflcli.model.load import LoadedModel
@@ -35,6 +35,7 @@ from inflcli.stages.statistics import (
     CovarianceStatistics,
     corrected_bytes,
     covariance_bytes,
+    covariance_statistics,
 )
 from inflcli.stages.units import Unit, ignore, read_units
 
@@ -63,7 +64,8 @@ class Fit:
         self.config, self.runtime = config, runtime
         self.ranks, self.ledger = begun.ranks, begun.writer.ledger
         self.folder = begun.writer.folder
-        self.modules = find_tracked(model.network, config.modules)
+        shared = shares_inputs(config.curvature)
+        self.modules = find_tracked(model.network, config.modules, share=shared)
         share = share_tracked(model.network, self.modules)
         self.details: dict[str, Any] = {
             "modules": [asdict(module) for module in self.modules],
@@ -130,7 +132,7 @@ class Fit:
         splits = self.config.splits if self.model.device.type == "cpu" else 1
         found = []
         phases = {"covariance": covariance_bytes, "corrected": corrected_bytes}
-        if self.config.curvature == "kfac":
+        if not has_corrected(self.config.curvature):
             del phases["corrected"]
         for phase, size in phases.items():
             modules = self.modules
@@ -225,7 +227,7 @@ class Fit:
         self, modules: list[TrackedModule], ids: Sequences, title: str
     ) -> Splits[CovarianceStatistics]:
         def make() -> CovarianceStatistics:
-            return CovarianceStatistics(modules, self.config.blocks, self.model)
+            return covariance_statistics(self.config, modules, self.model)
 
         statistics = Splits(make, self.model.device)
         self._pass(title, modules, ids, statistics, stream=0)

@@ -25,8 +25,9 @@ def fit_factors(
     """Fit the curvature of `model` on `corpus` and write the factors to `out`.
 
     Cost: for `ekfac` two forward passes and 2 · label_samples activations-only backward passes,
-    and the covariances' M² + P² MACs a token; `kfac` takes one of the two passes, `identity` none.
-    Raises BadInput, StaleArtifact, NumericalFault.
+    and the covariances' M² + P² MACs a token; for `ec-shampoo` the same passes and at most
+    T M P + P M² + M P² MACs a sequence of T tokens and label sample; `kfac` takes one of the two
+    passes, `identity` none. Raises BadInput, StaleArtifact, NumericalFault.
     """
     reader, config, inputs = open_inputs(model, corpus, config, runtime)
     identity = Identity(STAGE, config.identity(), inputs)

@@ -21,7 +21,7 @@ from inflcli.artifacts.folder import Artifact
 from inflcli.artifacts.ledger import Counts
 from inflcli.artifacts.manifest import Identity
 from inflcli.artifacts.writer import ArtifactWriter
-from inflcli.config import FitFactorsConfig, Runtime
+from inflcli.config import FitFactorsConfig, Runtime, has_corrected
 from inflcli.ekfac import CorrectedSum, CovarianceSum, mean_corrected, mean_covariance
 from inflcli.ekfac.covariance import block_sizes
 from inflcli.errors import BadInput
@@ -57,7 +57,7 @@ def fit_shard(
         raise BadInput("the identity needs no fit, and has no shards", "leave --shard out")
     folder = whole.with_name(f"{whole.name}.shards")
     out = config.shard.folder(whole).name
-    second = (folder / BASES).is_dir() and config.curvature == "ekfac"
+    second = (folder / BASES).is_dir() and has_corrected(config.curvature)
     if runtime.overwrite or not second:
         done = _fit_shard(model, corpus, folder / COVARIANCE / out, config, runtime)
         if not (second and done["fresh"]):
@@ -120,7 +120,7 @@ def merge_fit(folder: Path, out: Path, runtime: Runtime) -> dict[str, Any]:
     what `find_shards` does.
     """
     bases = _bases(folder, runtime)
-    if not (folder / CORRECTED).is_dir() and bases.manifest.config["curvature"] == "ekfac":
+    if not (folder / CORRECTED).is_dir() and has_corrected(bases.manifest.config["curvature"]):
         summary = "eigenvectors made; run the same shards again, then merge again"
         return common.result(bases, fresh=False, summary=summary)
     identity = _without_phase(bases.manifest.identity)
@@ -134,7 +134,7 @@ def merge_fit(folder: Path, out: Path, runtime: Runtime) -> dict[str, Any]:
         for name in ("inputs", "modules"):
             shutil.copytree(bases.path / name, writer.folder / name, dirs_exist_ok=True)
     timings = dict(bases.manifest.timings)
-    if bases.manifest.config["curvature"] == "ekfac":
+    if has_corrected(bases.manifest.config["curvature"]):
         shards = find_shards(folder / CORRECTED)
         shards.verify()
         for one in shards.artifacts:

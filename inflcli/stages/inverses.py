@@ -8,7 +8,7 @@ import torch
 
 from inflcli.artifacts import factors as store
 from inflcli.artifacts.factors import Eigen
-from inflcli.config import PreconditionConfig
+from inflcli.config import PreconditionConfig, has_corrected
 from inflcli.ekfac import Basis, DampedInverse, damping_value, kfac_eigenvalues
 from inflcli.errors import BadInput
 from inflcli.model.load import LoadedModel
@@ -40,7 +40,7 @@ def read_inverses(
             found = store.read_input(folder, shared)
             inputs[shared] = found, _basis(found, held, device)
         (eigen_a, basis_a), eigen_s = inputs[shared], store.read_output(folder, module.name)
-        if config.curvature == "ekfac":
+        if has_corrected(config.curvature):
             eigenvalues = store.read_corrected(folder, module.name)
         else:
             eigenvalues = kfac_eigenvalues(eigen_s.values, eigen_a.values, mean_tokens)

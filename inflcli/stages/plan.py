@@ -14,7 +14,7 @@ import torch
 
 from inflcli import console
 from inflcli.artifacts.files import write_errors
-from inflcli.config import PlanConfig, Runtime
+from inflcli.config import PlanConfig, Runtime, shares_inputs
 from inflcli.errors import InflcliError, OutOfResources
 from inflcli.model.load import LoadedModel, dtype_name, identify, load_model, pick_device
 from inflcli.model.resolve import load_tokenizer, resolve_folder
@@ -56,7 +56,8 @@ def plan(
         # Before anything else, so that what it takes to import is counted as a stage's start.
         loaded = _load(folder, config, runtime, begun or started)
     start, disk = time.time() - (begun or started), _existing(run)
-    outline = read_outline(folder, config.fit.modules, round(text.mean))
+    share = shares_inputs(config.fit.curvature)
+    outline = read_outline(folder, config.fit.modules, round(text.mean), share=share)
     task = make_task(outline, folder, text, queries, config, runtime)
     rates = guess(task) if loaded is None else _measure(task, loaded, folder, start, disk)
     routed = plan_routes(task, rates.columns)

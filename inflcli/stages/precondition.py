@@ -20,7 +20,7 @@ from inflcli.artifacts.files import write_tensors
 from inflcli.artifacts.folder import Artifact
 from inflcli.artifacts.manifest import Identity, Manifest
 from inflcli.artifacts.writer import ArtifactWriter
-from inflcli.config import PreconditionConfig, Runtime
+from inflcli.config import CURVATURES, PreconditionConfig, Runtime
 from inflcli.corpus.queries import EncodedQuery, encode_query, read_queries
 from inflcli.ekfac import DampedInverse
 from inflcli.ekfac.inverse import RotatedGradients
@@ -40,7 +40,12 @@ from inflcli.stages.kept import describe, describe_kept, warn_if_lossy
 STAGE = "precondition"
 LARGEST_CHUNK = 2.0 * 2**30
 """Bytes: larger chunks of queries are no faster."""
-_NEEDS = {"ekfac": ("ekfac",), "kfac": ("ekfac", "kfac"), "identity": ("ekfac", "kfac", "identity")}
+_NEEDS = {
+    "ekfac": ("ekfac",),
+    "ec-shampoo": ("ec-shampoo",),
+    "kfac": ("ekfac", "kfac"),  # the eigenvalues of ec-shampoo are not those of A and S
+    "identity": CURVATURES,
+}
 
 
 @common.exclusively

@@ -16,6 +16,7 @@ Manifests = Mapping[str, Manifest]
 
 _CURVATURES = {
     "ekfac": "EK-FAC: Kronecker-factored eigenbasis, corrected eigenvalues",
+    "ec-shampoo": "EC-Shampoo: eigenbases of sequence gradients, corrected eigenvalues",
     "kfac": "K-FAC: Kronecker-factored, eigenvalues not corrected",
     "identity": "none: gradient dot product",
 }

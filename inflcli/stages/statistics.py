@@ -8,7 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from inflcli.ekfac import Basis, CorrectedSum, CovarianceSum
+from inflcli.config import FitFactorsConfig, shares_inputs
+from inflcli.ekfac import Basis, CorrectedSum, CovarianceSum, add_sequences
 from inflcli.ekfac.covariance import block_sizes
 from inflcli.model.batches import Batch
 from inflcli.model.load import LoadedModel
@@ -133,6 +134,36 @@ class CovarianceStatistics:
             total.move(device)
 
 
+class SequenceStatistics(CovarianceStatistics):
+    """E[DWᵀ DW] and E[DW DWᵀ] per module, over sequences and their label sets.
+
+    No two modules share one: `find_tracked(..., share=False)`.
+    """
+
+    def begin(self, batch: Batch) -> None:
+        super().begin(batch)
+        self._extents = _extents(batch)
+        self._room = round_up(sum(self._extents), an_octave=16)
+
+    def consume(self, module: TrackedModule, a: Tensor, g: Tensor) -> None:
+        sums = self.inputs[module.name], self.outputs[module.name]
+        add_sequences(*sums, a, g, self._extents, self._room)
+
+
+def covariance_statistics(
+    config: FitFactorsConfig, modules: Sequence[TrackedModule], model: LoadedModel
+) -> CovarianceStatistics:
+    """What the first pass of a fit adds up: over tokens, or for `ec-shampoo` over sequences."""
+    kind = CovarianceStatistics if shares_inputs(config.curvature) else SequenceStatistics
+    return kind(modules, config.blocks, model)
+
+
+def _extents(batch: Batch) -> list[int]:
+    """Positions of each sequence that may hold a gradient, rounded up so that shapes are few."""
+    longest = batch.tokens.shape[1]
+    return [min(round_up(one, an_octave=8), longest) for one in batch.extents]
+
+
 class CorrectedStatistics:
     """Λ per module, over sequences."""
 
@@ -152,8 +183,7 @@ class CorrectedStatistics:
         self._extents: list[int] = []
 
     def begin(self, batch: Batch) -> None:
-        longest = batch.tokens.shape[1]
-        self._extents = [min(round_up(one, an_octave=8), longest) for one in batch.extents]
+        self._extents = _extents(batch)
 
     def consume(self, module: TrackedModule, a: Tensor, g: Tensor) -> None:
         self.sums[module.name].add(a, g, self._extents, *self.bases[module.name])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from inflcli.config import Runtime
+from inflcli.config import Runtime, has_corrected
 from inflcli.ekfac.covariance import block_sizes
 from inflcli.model.tracked import TrackedModule
 from inflcli.stages.eigenvectors import covariances
@@ -65,9 +65,11 @@ def fit_parts(task: Task, blocks: int | None = None) -> list[Part]:
     """The passes that the fit will make, with its own or with other `blocks`."""
     config, modules = task.config.fit, task.outline.modules
     blocks = blocks or config.blocks
-    phases = {"ekfac": ("covariance", "corrected"), "kfac": ("covariance",)}
+    if config.curvature == "identity":
+        return []
+    phases = ("covariance", "corrected") if has_corrected(config.curvature) else ("covariance",)
     found = []
-    for phase in phases.get(config.curvature, ()):
+    for phase in phases:
         sizes = {m.name: _SUMS[phase](m, blocks, task.element, held_splits(task)) for m in modules}
         for names in partition(modules, sizes, task.memory):
             found.append((phase, [module for module in modules if module.name in names]))
@@ -141,11 +143,11 @@ def factor_bytes(task: Task) -> float:
         return described
     matrices = covariances(modules)
     eigen = sum(8 * m.size + task.element * _squares(m.size, config.blocks) for m in matrices)
-    files = len(matrices) + (len(modules) if config.curvature == "ekfac" else 0)
+    files = len(matrices) + (len(modules) if has_corrected(config.curvature) else 0)
     return described + eigen + corrected_disk(task) + FILE_BYTES * files
 
 
 def corrected_disk(task: Task) -> int:
-    if task.config.fit.curvature != "ekfac":
+    if not has_corrected(task.config.fit.curvature):
         return 0
     return task.element * sum(module.parameters for module in task.outline.modules)

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from inflcli.ekfac.cost import corrected_macs, covariance_macs, decomposition_macs, query_macs
+from inflcli.config import shares_inputs
+from inflcli.ekfac.cost import (
+    corrected_macs,
+    covariance_macs,
+    decomposition_macs,
+    query_macs,
+    sequence_covariance_macs,
+)
 from inflcli.influence.cost import route_macs
 from inflcli.model.tracked import TrackedModule
 from inflcli.stages.eigenvectors import covariances
@@ -18,15 +25,23 @@ differences."""
 
 
 def covariance_flops(task: Task, modules: list[TrackedModule], reading: Reading) -> float:
-    """Of the first pass of a fit: the model's, and the sums A, once, and S, for each label."""
-    blocks, labels = task.config.fit.blocks, _labels(task)
+    """Of the first pass of a fit: the model's, and the sums A, once, and S, for each label; of
+    ec-shampoo both for each label."""
+    config, labels = task.config.fit, _labels(task)
+    passes = task.outline.pass_flops(modules, labels) * reading.positions
+    if not shares_inputs(config.curvature):
+        tokens = reading.predicted / max(reading.sequences, 1)
+        sequence = sum(
+            sequence_covariance_macs(tokens, one.outputs, one.inputs, config.blocks)
+            for one in modules
+        )
+        return passes + 2 * labels * reading.sequences * sequence
     a_row = sum(
-        covariance_macs(module.inputs, blocks)
+        covariance_macs(module.inputs, config.blocks)
         for module in modules
         if module.name == module.shares_input_with
     )
-    s_row = sum(covariance_macs(module.outputs, blocks) for module in modules)
-    passes = task.outline.pass_flops(modules, labels) * reading.positions
+    s_row = sum(covariance_macs(module.outputs, config.blocks) for module in modules)
     return passes + 2 * reading.predicted * (a_row + labels * s_row)
 
 

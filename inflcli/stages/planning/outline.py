@@ -49,8 +49,10 @@ class Outline:
         return self.forward + labels * self.backward * depth / whole
 
 
-def read_outline(folder: Path, wanted: str, tokens: int) -> Outline:
+def read_outline(folder: Path, wanted: str, tokens: int, *, share: bool = True) -> Outline:
     """Outline the model in `folder`; its passes are those of sequences of `tokens` tokens.
+
+    `wanted` and `share` are as for `find_tracked`.
 
     Cost: a second or so, whatever the model's size: tensors have shapes and no numbers. Raises
     BadInput for a config that makes no causal language model, and as `find_tracked` does.
@@ -72,7 +74,7 @@ def read_outline(folder: Path, wanted: str, tokens: int) -> Outline:
         except Exception as error:  # a config of no causal language model, or of an odd one
             raise _unusable(folder, error) from error
         network.requires_grad_(False).eval()
-        modules = find_tracked(network, wanted)
+        modules = find_tracked(network, wanted, share=share)
         forward, backward, held = _pass(network, modules, tokens)
         embeddings = network.get_input_embeddings()
         return Outline(

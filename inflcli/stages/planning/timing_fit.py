@@ -11,6 +11,7 @@ from torch import Tensor
 
 from inflcli.artifacts import factors as store
 from inflcli.artifacts.writer import describe_files
+from inflcli.config import has_corrected
 from inflcli.ekfac import Basis, CorrectedSum, kfac_eigenvalues
 from inflcli.ekfac.covariance import block_sizes
 from inflcli.model.batches import Batch
@@ -26,7 +27,11 @@ from inflcli.stages.planning.flops import (
 )
 from inflcli.stages.planning.measure import measured, now
 from inflcli.stages.planning.timing import Timed
-from inflcli.stages.statistics import CorrectedStatistics, CovarianceStatistics
+from inflcli.stages.statistics import (
+    CorrectedStatistics,
+    CovarianceStatistics,
+    covariance_statistics,
+)
 
 _DECOMPOSITION_SECONDS = 20.0
 """Layers are decomposed for about so long, and one of them for no longer than three times that."""
@@ -57,7 +62,7 @@ def time_fit(timed: Timed) -> FittedLayers:
     statistics, tokens = _covariance(timed, parts[0][1])
     some = _eigenvectors(timed, statistics, parts[0][1])
     del statistics
-    if timed.task.config.fit.curvature == "ekfac":
+    if has_corrected(timed.task.config.fit.curvature):
         second = next(modules for phase, modules in parts if phase == "corrected")
         names = {module.name for module in second}
         some = [module for module in some if module.name in names]
@@ -70,7 +75,7 @@ def _covariance(timed: Timed, modules: list[TrackedModule]) -> tuple[CovarianceS
     passes = Passes.for_model(model, modules, task.config.fit.precision)
     labels = draw_labels(task.config.fit, 0)
     with measured(model.device) as found:
-        statistics = CovarianceStatistics(modules, task.config.fit.blocks, model)
+        statistics = covariance_statistics(task.config.fit, modules, model)
 
         def run(batch: Batch) -> None:
             statistics.begin(batch)
@@ -187,7 +192,7 @@ def _settled(timed: Timed, name: str, shared: str, found: CorrectedSum, sequence
 
     Of few sequences Λ is so noisy that queries need many times the components. The noise of its
     logarithm is taken to fall with a power of their number, towards K-FAC's Λ, which has hardly
-    any.
+    any; in the bases of ec-shampoo towards λ_S λ_Aᵀ, whose rows and columns add up as Λ's do.
     """
     eigen_a = store.read_input(timed.folder, shared)
     eigen_s = store.read_output(timed.folder, name)
