@@ -9,17 +9,18 @@ module each:
 3. `corrected`:  Λ = E[(Q_Sᵀ DW Q_A)²] over sequences
 4. `inverse`:    (G + λI)⁻¹ V = Q_S [(Q_Sᵀ V Q_A) / (Λ + λ)] Q_Aᵀ
 
-`lowrank` finds the leading components of a preconditioned query, and `allocation` says how many of
-them to keep in each module. Works for any model of linear modules: nothing here knows about
-language models.
+`damping` chooses λ by what one half of the data makes of the other's gradients, `lowrank` finds the
+leading components of a preconditioned query, and `allocation` says how many of them to keep in each
+module. Works for any model of linear modules: nothing here knows about language models.
 
 `linear` puts them together for a network in memory, whatever its likelihood; `gauss_newton` has
 exact products with the Gauss-Newton Hessian, and `solve` what can be solved by them.
 """
 
 from inflcli.ekfac.allocation import allocate
-from inflcli.ekfac.corrected import CorrectedSum, mean_corrected
+from inflcli.ekfac.corrected import Corrected, CorrectedSum, mean_corrected
 from inflcli.ekfac.covariance import CovarianceSum, mean_covariance
+from inflcli.ekfac.damping import held_out_damping
 from inflcli.ekfac.eigenbasis import Basis, decompose, decompose_all
 from inflcli.ekfac.gauss_newton import GaussNewton, gauss_newton_sum
 from inflcli.ekfac.inverse import DampedInverse, damping_value, kfac_eigenvalues, precondition
@@ -32,6 +33,7 @@ __all__ = [
     "IGNORED",
     "Basis",
     "Categorical",
+    "Corrected",
     "CorrectedSum",
     "CovarianceSum",
     "Curvature",
@@ -52,6 +54,7 @@ __all__ = [
     "energy",
     "fit",
     "gauss_newton_sum",
+    "held_out_damping",
     "influences",
     "kfac_eigenvalues",
     "lissa",
