@@ -5,6 +5,7 @@
 #
 #   make report RUN=runs/mine MODEL=gpt2 TEXT=docs.jsonl QUERIES=queries.jsonl
 #   make report RUN=runs/mine MODEL=gpt2 CORPUS=runs/other/corpus QUERIES=queries.jsonl
+#   make report RUN=runs/mine MODEL=gpt2 TEXT=docs.jsonl QUERIES=queries.jsonl PRECONDITION="--damping auto"
 #   make -j2 report RUN=runs/mine MODEL=gpt2 TEXT=docs.jsonl QUERIES="facts.jsonl verse.jsonl"
 #
 # CORPUS is a folder that prepare made, TEXT what it is to be made from. Several query files share
@@ -45,6 +46,11 @@ COMPARE_SCAN ?= $(SCAN)
 COMPARE_gradient := --curvature identity
 COMPARE_kfac := --curvature kfac
 COMPARE_full-rank := --rank full
+# A damping chosen by halves is of ekfac: dot products have none, and K-FAC takes its usual one.
+without_auto = $(subst --damping auto,,$(subst --damping=auto,,$(strip $1)))
+PRECONDITION_gradient = $(call without_auto,$(PRECONDITION))
+PRECONDITION_kfac = $(call without_auto,$(PRECONDITION))
+PRECONDITION_full-rank = $(PRECONDITION)
 # A hub name has no local files to depend on: then only the artifacts decide.
 MODEL_FILES := $(wildcard $(MODEL)/config.json $(MODEL)/*.safetensors)
 TOKENIZER_FILES := $(wildcard $(MODEL)/tokenizer.json)
@@ -161,7 +167,7 @@ endef
 # $(call compared,FOLDER,QUERY FILE,WAY): queries and scan of a run that is compared.
 define compared
 $(call stage,$1/$3/queries,precondition --model $(MODEL) --factors $(RUN)/factors --queries $2 \
-  $(PRECONDITION) $(COMPARE_$3),$(RUN)/factors/manifest.json $2)
+  $(PRECONDITION_$3) $(COMPARE_$3),$(RUN)/factors/manifest.json $2)
 $(call stage,$1/$3/scan,scan --model $(MODEL) --queries $1/$3/queries --corpus $(corpus) \
   $(COMPARE_SCAN),$1/$3/queries/manifest.json $(corpus)/manifest.json)
 endef

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 CURVATURES = ("ekfac", "ec-shampoo", "kfac", "identity")
 LABELS = ("sampled", "true")
@@ -18,6 +18,7 @@ PRECISIONS = ("auto", "exact", "single", "fast")
 PLACEMENTS = ("device", "auto", "fsdp")
 DTYPES = ("auto", "float32", "float64", "bfloat16", "float16")
 FULL_RANK = "full"
+AUTO = "auto"
 # How queries are compressed unless told otherwise: one of the two is None.
 DEFAULT_RANK: int | None = None
 DEFAULT_KEEP: float | None = 0.995
@@ -144,8 +145,8 @@ class PreconditionConfig(StageConfig):
     max_rank: int = DEFAULT_MAX_RANK
     """With `keep`: the highest rank of a module, which bounds what a query can cost."""
     damping_factor: float | None = 0.1
-    damping: float | None = None
-    """An absolute damping; replaces the factor."""
+    damping: float | Literal["auto"] | None = None
+    """Absolute, or auto: the factors that the fit's halves chose. It replaces the factor."""
     bos: bool = False
     dtype: str = "auto"
     precision: str = "auto"

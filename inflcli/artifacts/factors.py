@@ -3,7 +3,7 @@
 `inputs/NAME.safetensors` holds λ_A and the blocks of Q_A of the modules that read one tensor, or
 for EC-Shampoo of one module; `modules/NAME.safetensors` holds λ_S and the blocks of Q_S;
 `corrected/NAME.safetensors`, where eigenvalues are corrected, Λ. Each also holds how far two halves
-of the data agreed on it, where that is known.
+of the data agreed on it, where that is known; Λ's also the damping that they chose.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from inflcli.artifacts import files
 from inflcli.artifacts.folder import Artifact
 
 _AGREEMENT = "agreement"
+_DAMPING = "damping_factor"
 _SIDES = {"A": "inputs", "S": "modules", "corrected": "corrected"}
 
 
@@ -53,10 +54,16 @@ def write_eigen(folder: Path, side: str, name: str, eigen: Eigen) -> None:
 
 
 def write_corrected(
-    folder: Path, name: str, corrected: Tensor, agreement: float | None = None
+    folder: Path,
+    name: str,
+    corrected: Tensor,
+    agreement: float | None = None,
+    damping_factor: float | None = None,
 ) -> None:
     """Write Λ [P, M] of a module."""
     tensors = {"corrected": corrected, **_agreed(agreement)}
+    if damping_factor is not None:
+        tensors[_DAMPING] = torch.tensor(damping_factor, dtype=torch.float64)
     _write(folder / "corrected" / f"{name}.safetensors", tensors)
 
 
@@ -68,12 +75,21 @@ def _agreed(agreement: float | None) -> dict[str, Tensor]:
 
 def read_agreements(folder: Path, side: str) -> dict[str, float]:
     """How far two halves agreed on A, S or corrected, by module, where that is known."""
+    return _read_numbers(folder, side, _AGREEMENT)
+
+
+def read_damping_factors(folder: Path) -> dict[str, float]:
+    """λ / mean Λ as two halves chose it, by module, where they did."""
+    return _read_numbers(folder, "corrected", _DAMPING)
+
+
+def _read_numbers(folder: Path, side: str, key: str) -> dict[str, float]:
     paths = sorted((folder / _SIDES[side]).glob("*.safetensors"))
-    found = {path: files.find_tensor(path, _AGREEMENT) for path in paths}
+    found = {path: files.find_tensor(path, key) for path in paths}
     return {
-        path.name.removesuffix(".safetensors"): float(agreement)
-        for path, agreement in found.items()
-        if agreement is not None
+        path.name.removesuffix(".safetensors"): float(number)
+        for path, number in found.items()
+        if number is not None
     }
 
 

@@ -11,7 +11,7 @@ import typer
 
 from inflcli import console
 from inflcli.cli import common
-from inflcli.cli.precondition import compression
+from inflcli.cli.precondition import compression, damped
 from inflcli.config import (
     CURVATURES,
     DTYPES,
@@ -91,6 +91,15 @@ def command(
     max_rank: Annotated[
         int | None, typer.Option("--max-rank", min=1, help="Of precondition, with --keep.")
     ] = None,
+    damping_factor: Annotated[
+        float | None, typer.Option("--damping-factor", help="Of precondition: a share of mean Λ.")
+    ] = None,
+    damping: Annotated[
+        str | None,
+        typer.Option(
+            "--damping", help="Of precondition: absolute, or auto.", metavar="NUMBER|auto"
+        ),
+    ] = None,
     route: Annotated[
         str, typer.Option("--route", help="Of scan: auto, dense, factored or shared.")
     ] = "auto",
@@ -157,7 +166,11 @@ def command(
             max_sequences=max_sequences,
             splits=splits,
         ),
-        precondition=PreconditionConfig(curvature=curvature, **compression(rank, keep, max_rank)),
+        precondition=PreconditionConfig(
+            curvature=curvature,
+            **compression(rank, keep, max_rank),
+            **damped(damping_factor, damping),
+        ),
         scan=ScanConfig(
             route=common.choice("route", route, ROUTES),
             layers=layers,

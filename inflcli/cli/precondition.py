@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +11,7 @@ import typer
 
 from inflcli.cli import common
 from inflcli.config import (
+    AUTO,
     CURVATURES,
     DEFAULT_KEEP,
     DEFAULT_MAX_RANK,
@@ -64,8 +67,14 @@ def command(
         ),
     ] = None,
     damping: Annotated[
-        float | None,
-        typer.Option("--damping", help="The same absolute damping for every module instead."),
+        str | None,
+        typer.Option(
+            "--damping",
+            help="The same absolute damping for every module instead; or auto: for each module the "
+            "share of its mean eigenvalue by which one half of the fit's sequences best whitens "
+            "the other half's gradients.",
+            metavar="NUMBER|auto",
+        ),
     ] = None,
     curvature: Annotated[
         str,
@@ -97,17 +106,10 @@ def command(
     --out run/queries
     """
     common.start(quiet=quiet, verbose=verbose, debug=debug)
-    if damping is not None and damping_factor is not None:
-        raise BadInput("--damping and --damping-factor exclude each other")
-    for name, value in (("damping", damping), ("damping-factor", damping_factor)):
-        if value is not None and not 0 <= value < float("inf"):
-            raise BadInput(f"--{name} {value} is not a number from 0 on")
-    factor = 0.1 if damping_factor is None and damping is None else damping_factor
     config = PreconditionConfig(
         curvature=common.choice("curvature", curvature, ("auto", *CURVATURES)),
         **compression(rank, keep, max_rank),
-        damping_factor=factor,
-        damping=damping,
+        **damped(damping_factor, damping),
         bos=bos,
         dtype=common.choice("dtype", dtype, DTYPES),
         precision=common.choice("precision", precision, PRECISIONS),
@@ -138,6 +140,26 @@ def compression(rank: str | None, keep: float | None, max_rank: int | None) -> d
     if max_rank is not None and keep is None:
         raise BadInput("--max-rank goes with --keep", "--rank sets one rank for all modules")
     return {"rank": uniform, "keep": keep, "max_rank": max_rank or DEFAULT_MAX_RANK}
+
+
+def damped(damping_factor: float | None, damping: str | None) -> dict[str, Any]:
+    """The settings `damping_factor` and `damping`. Raises BadInput."""
+    if damping is not None and damping_factor is not None:
+        raise BadInput("--damping and --damping-factor exclude each other")
+    if damping is not None:
+        absolute = AUTO if damping == AUTO else _damping(damping)
+        return {"damping_factor": None, "damping": absolute}
+    factor = 0.1 if damping_factor is None else damping_factor
+    if not 0 <= factor < math.inf:
+        raise BadInput(f"--damping-factor {factor} is not a number from 0 on")
+    return {"damping_factor": factor, "damping": None}
+
+
+def _damping(text: str) -> float:
+    with suppress(ValueError):
+        if 0 <= float(text) < math.inf:
+            return float(text)
+    raise BadInput(f"--damping {text} is neither {AUTO} nor a number from 0 on")
 
 
 def _rank(text: str) -> int | None:

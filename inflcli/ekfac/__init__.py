@@ -12,17 +12,18 @@ module each:
 `sequences` has what takes the place of step 1 where the bases are those of sequence gradients,
 E[DWᵀ DW] and E[DW DWᵀ] (EC-Shampoo).
 
-`lowrank` finds the leading components of a preconditioned query, and `allocation` says how many of
-them to keep in each module. Works for any model of linear modules: nothing here knows about
-language models.
+`damping` chooses λ by what one half of the data makes of the other's gradients, `lowrank` finds the
+leading components of a preconditioned query, and `allocation` says how many of them to keep in each
+module. Works for any model of linear modules: nothing here knows about language models.
 
 `linear` puts them together for a network in memory, whatever its likelihood; `gauss_newton` has
 exact products with the Gauss-Newton Hessian, and `solve` what can be solved by them.
 """
 
 from inflcli.ekfac.allocation import allocate
-from inflcli.ekfac.corrected import CorrectedSum, mean_corrected
+from inflcli.ekfac.corrected import Corrected, CorrectedSum, mean_corrected
 from inflcli.ekfac.covariance import CovarianceSum, mean_covariance
+from inflcli.ekfac.damping import held_out_damping
 from inflcli.ekfac.eigenbasis import Basis, decompose, decompose_all
 from inflcli.ekfac.gauss_newton import GaussNewton, gauss_newton_sum
 from inflcli.ekfac.inverse import DampedInverse, damping_value, kfac_eigenvalues, precondition
@@ -36,6 +37,7 @@ __all__ = [
     "IGNORED",
     "Basis",
     "Categorical",
+    "Corrected",
     "CorrectedSum",
     "CovarianceSum",
     "Curvature",
@@ -57,6 +59,7 @@ __all__ = [
     "energy",
     "fit",
     "gauss_newton_sum",
+    "held_out_damping",
     "influences",
     "kfac_eigenvalues",
     "lissa",

@@ -8,11 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from inflcli.ekfac.covariance import added
+from inflcli.ekfac.damping import held_out_damping, strided
 from inflcli.ekfac.eigenbasis import Basis
 
 _CACHED = 1 << 20
@@ -21,6 +23,7 @@ _AT_ONCE = 1 << 17
 """The same in float64."""
 _COMPARED = 1 << 20
 _DAMPING = 0.1
+_HOST = torch.device("cpu")
 
 
 def rotate_first(tokens: float, outputs: int, inputs: int) -> bool:
@@ -76,27 +79,38 @@ class CorrectedSum:
         self.total = self.total.to(device)
 
     def mean(self) -> Tensor:
-        return mean_corrected([[self]], self.total.device)[0]
+        return mean_corrected([[self]], self.total.device).mean
 
 
-def mean_corrected(
-    halves: Sequence[Sequence[CorrectedSum]], device: torch.device
-) -> tuple[Tensor, float | None]:
-    """Λ [P, M] over all sums, in their type, and how far the halves agree.
+class Corrected(NamedTuple):
+    """Λ of all sequences, and what two halves of them say about it; None is not known."""
+
+    mean: Tensor
+    """Λ [P, M]."""
+    agreement: float | None
+    damping_factor: float | None
+    """λ / mean Λ by `held_out_damping`."""
+
+
+def mean_corrected(halves: Sequence[Sequence[CorrectedSum]], device: torch.device) -> Corrected:
+    """Λ [P, M] over all sums, in their type; how far the halves agree; which damping they want.
 
     `halves` are one or two lists of sums, which are added in float64, in their order. The agreement
     is Pearson between two halves' log(Λ + λ), with λ = 0.1 · mean Λ of each: what an inverse
     Hessian-vector product divides by. Without λ it would be the noise of directions that hardly
     count. It is taken over about a million numbers, in rows throughout Λ; None of one half, or of
-    nothing. Cost: reading all twice, a few rows at a time.
+    nothing. The damping is chosen over rows and columns throughout Λ, 256 to 511 of each. Cost:
+    reading all twice, a few rows at a time; and those of the damping 58 times.
     """
     first = halves[0][0].total
     mean = torch.empty(first.shape, dtype=first.dtype, device=device)
-    counts = [max(sum(part.count for part in half), 1) for half in halves]
-    dampings = [
-        _DAMPING * sum(float(part.total.sum(dtype=torch.float64)) for part in half) / first.numel()
+    counts = [sum(part.count for part in half) for half in halves]
+    totals = [
+        sum(float(part.total.sum(dtype=torch.float64)) for part in half) / first.numel()
         for half in halves
     ]
+    factor = _chosen_damping(halves, counts, sum(totals) / max(sum(counts), 1))
+    counts = [max(count, 1) for count in counts]
     moments, compared = torch.zeros(5, dtype=torch.float64, device=device), 0
     step = max(1, _AT_ONCE // first.shape[1])
     every = -(-first.numel() // _COMPARED)
@@ -105,15 +119,29 @@ def mean_corrected(
         sums = [added([part.total[rows] for part in half], device) for half in halves]
         if len(sums) == 2 and number % every == 0:
             logs = [
-                ((total + damping) / count).float().log_().double()
-                for total, damping, count in zip(sums, dampings, counts, strict=True)
+                ((total + _DAMPING * whole) / count).float().log_().double()
+                for total, whole, count in zip(sums, totals, counts, strict=True)
             ]
             moments += _moments(*logs)
             compared += sums[0].numel()
         for more in sums[1:]:
             sums[0] += more
         mean[rows] = sums[0] / sum(counts)
-    return mean, _pearson(compared, *moments.tolist()) if compared else None
+    agreement = _pearson(compared, *moments.tolist()) if compared else None
+    return Corrected(mean, agreement, factor)
+
+
+def _chosen_damping(
+    halves: Sequence[Sequence[CorrectedSum]], counts: Sequence[int], mean: float
+) -> float | None:
+    """The factor of `mean` Λ; None unless there are two halves."""
+    if len(halves) < 2 or min(counts) == 0:
+        return None
+    some = strided(*halves[0][0].total.shape)
+    # On the host, so that the choice does not depend on where the sums are.
+    sums = [added([part.total[some] for part in half], _HOST) for half in halves]
+    one, other = (total / count for total, count in zip(sums, counts, strict=True))
+    return held_out_damping(one, other, mean)
 
 
 def _moments(x: Tensor, y: Tensor) -> Tensor:

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from inflcli.ekfac.capture import Capture
-from inflcli.ekfac.corrected import CorrectedSum
+from inflcli.ekfac.corrected import CorrectedSum, mean_corrected
 from inflcli.ekfac.covariance import CovarianceSum
 from inflcli.ekfac.eigenbasis import Basis, decompose
 from inflcli.ekfac.gauss_newton import Matrices, frozen
@@ -161,6 +162,8 @@ class ModuleCurvature:
     basis_s: Basis
     corrected: Tensor
     """Λ [P, M]."""
+    damping_factor: float | None = None
+    """λ / mean Λ, as the first and the second half of the batches chose it."""
 
 
 @dataclass(frozen=True)
@@ -178,16 +181,21 @@ class Curvature:
         self,
         curvature: str | None = None,
         *,
-        damping_factor: float | None = 0.1,
+        damping_factor: float | Literal["auto"] | None = 0.1,
         damping: float | Mapping[str, float] | None = None,
     ) -> Inverse:
         """The damped inverse with corrected eigenvalues (None, or what was fitted), with those of
         `kfac`, or none (`identity`, λ is 0 and the inverse I). λ is `damping`, which may differ by
-        module, or `damping_factor` times the mean of a module's eigenvalues. Raises ValueError for
-        a curvature that these factors do not serve; `kfac` needs those of `ekfac`."""
+        module, or `damping_factor` times the mean of a module's eigenvalues; auto takes the factor
+        that the halves of the examples chose (`inflcli.ekfac.damping`). Raises ValueError where
+        they chose none, as for `kfac`, and for a curvature that these factors do not serve; `kfac`
+        needs those of `ekfac`."""
         curvature = curvature or self.fitted
         if curvature not in _SERVES[self.fitted]:
             raise ValueError(f"factors of {self.fitted} do not serve {curvature}")
+        chosen = damping is None and damping_factor == "auto"
+        if chosen and curvature != self.fitted:
+            raise ValueError(f"halves choose a damping for {self.fitted}, not for {curvature}")
         found = {}
         for name, one in self.modules.items():
             if curvature == "identity":
@@ -197,8 +205,11 @@ class Curvature:
             if curvature == "kfac":
                 tokens = self.positions / max(self.sequences, 1)
                 values = kfac_eigenvalues(one.values_s, one.values_a, tokens).to(values)
+            if chosen and one.damping_factor is None:
+                raise ValueError(f"no damping was chosen for {name}: fit on two batches or more")
+            factor = one.damping_factor if isinstance(damping_factor, str) else damping_factor
             given = damping[name] if isinstance(damping, Mapping) else damping
-            added = damping_value(values, damping_factor, given)
+            added = damping_value(values, factor, given)
             found[name] = DampedInverse((one.basis_a, one.basis_s), values + added, added)
         return Inverse(found)
 
@@ -217,6 +228,7 @@ def fit(
     `curvature` is `ekfac`, whose eigenvectors are those of A = E[a aᵀ] and S = E[g gᵀ] over
     positions, or `ec-shampoo`: of E[DWᵀ DW] and E[DW DWᵀ] over examples, which sees that an
     example's positions are not independent. `blocks` cuts both into diagonal blocks (Eq. 33).
+    Λ of the first and of the second half of the batches are kept apart, to choose a damping by.
     Everything is computed in the model's type, and decomposed in float64. Raises ValueError for an
     unknown curvature. Cost: 2 passes, 2 · label_samples backward passes; see `covariance`,
     `eigenbasis`, `corrected`, `sequences`.
@@ -250,23 +262,27 @@ def fit(
             positions += len(batch[0]) if mask is None else int(mask.sum())
     bases = {name: [decompose(one.mean()) for one in both] for name, both in sums.items()}
     corrected = {
-        module.name: CorrectedSum.zeros(module.outputs, module.inputs, model.dtype, model.device)
-        for module in model.modules
+        one.name: [
+            CorrectedSum.zeros(one.outputs, one.inputs, model.dtype, model.device) for _ in range(2)
+        ]
+        for one in model.modules
     }
     turned = {name: [basis.to(model.dtype) for _, basis in both] for name, both in bases.items()}
 
     def correct(module: LinearModule, a: Tensor, g: Tensor) -> None:
-        corrected[module.name].add(a, g, [a.shape[1]] * len(a), *turned[module.name])
+        corrected[module.name][half].add(a, g, [a.shape[1]] * len(a), *turned[module.name])
 
     for _ in range(label_samples):
-        for batch in batches:
+        for number, batch in enumerate(batches):
+            half = number >= len(batches) // 2
             model.run(batch, correct, generator)
     found = {}
     for module in model.modules:
         (values_a, _), (values_s, _) = bases[module.name]
         basis_a, basis_s = turned[module.name]
-        mean = corrected[module.name].mean()
-        found[module.name] = ModuleCurvature(values_a, basis_a, values_s, basis_s, mean)
+        summed = mean_corrected([[one] for one in corrected[module.name]], model.device)
+        fitted = values_a, basis_a, values_s, basis_s, summed.mean, summed.damping_factor
+        found[module.name] = ModuleCurvature(*fitted)
     return Curvature(found, sequences, positions, curvature)
 
 

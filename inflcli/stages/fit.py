@@ -29,7 +29,7 @@ from inflcli.model.tracked import TrackedModule, find_tracked, share_tracked
 from inflcli.stages import common
 from inflcli.stages.eigenvectors import Matrix, covariances, share_out, write_eigenvectors
 from inflcli.stages.fit_plan import chosen_sequences, draw_labels, partition, read_bases
-from inflcli.stages.splits import Splits, halves, split_sequences, stability
+from inflcli.stages.splits import Splits, halves, split_sequences, told_by_halves
 from inflcli.stages.statistics import (
     CorrectedStatistics,
     CovarianceStatistics,
@@ -150,7 +150,7 @@ class Fit:
 
     def _finish(self, counts: dict[str, Any]) -> Artifact:
         counts = {**counts, "modules": len(self.modules)}
-        details = {**self.details, "stability": stability(self.folder)}
+        details = {**self.details, **told_by_halves(self.folder)}
         return self.begun.finish(counts=counts, details=details, timings=self.timings)
 
     def _covariances(self, modules: list[TrackedModule], ids: Sequences, title: str) -> int:
@@ -205,8 +205,8 @@ class Fit:
             if owner == self.ranks.rank:
                 parts = ((split, part.sums[name]) for split, part in statistics.parts())
                 both = halves(parts, self.config.splits)
-                mean, agreement = mean_corrected(both, self.model.device)
-                store.write_corrected(self.folder, name, mean, agreement)
+                found = mean_corrected(both, self.model.device)
+                store.write_corrected(self.folder, name, *found)
 
     def add_up(self, statistics: Splits[Any], owners: dict[str, int]) -> None:
         """Add up all processes' sums, each at its owner, and the counts everywhere.

@@ -22,7 +22,7 @@ from inflcli.artifacts.ledger import Counts
 from inflcli.artifacts.manifest import Identity
 from inflcli.artifacts.writer import ArtifactWriter
 from inflcli.config import FitFactorsConfig, Runtime, has_corrected
-from inflcli.ekfac import CorrectedSum, CovarianceSum, mean_corrected, mean_covariance
+from inflcli.ekfac import Corrected, CorrectedSum, CovarianceSum, mean_corrected, mean_covariance
 from inflcli.ekfac.covariance import block_sizes
 from inflcli.errors import BadInput
 from inflcli.model.tracked import TrackedModule
@@ -37,8 +37,8 @@ from inflcli.stages.splits import (
     Splits,
     halves,
     split_sequences,
-    stability,
     sum_name,
+    told_by_halves,
 )
 
 COVARIANCE, BASES, CORRECTED = "covariance", "bases", "corrected"
@@ -141,7 +141,7 @@ def merge_fit(folder: Path, out: Path, runtime: Runtime) -> dict[str, Any]:
             one.require_input(BASES, bases.as_input(), "run the shards again with --overwrite")
         for module in common.tracked_from(bases.manifest.details["modules"]):
             store.write_corrected(writer.folder, module.name, *_corrected(shards, module))
-    details = {**_without_sums(bases.manifest.details), "stability": stability(writer.folder)}
+    details = {**_without_sums(bases.manifest.details), **told_by_halves(writer.folder)}
     artifact = writer.finish(counts=bases.manifest.counts, details=details, timings=timings)
     return common.result(artifact, fresh=False, summary="factors of all shards")
 
@@ -225,8 +225,8 @@ def _covariance(
     return mean_covariance(halves(parts, sums.splits), dtype, HOST)
 
 
-def _corrected(shards: Shards, module: TrackedModule) -> tuple[Tensor, float | None]:
-    """Λ of a module, and how far its halves agree."""
+def _corrected(shards: Shards, module: TrackedModule) -> Corrected:
+    """Λ of a module, and what its halves say about it."""
     sums = _Sums(shards)
     parts = (
         (split, CorrectedSum(tensor, counts[module.name]))

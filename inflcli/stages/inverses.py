@@ -7,13 +7,54 @@ from pathlib import Path
 import torch
 
 from inflcli.artifacts import factors as store
-from inflcli.artifacts.factors import Eigen
-from inflcli.config import PreconditionConfig, has_corrected
+from inflcli.artifacts.factors import Eigen, FactorsReader
+from inflcli.config import AUTO, PreconditionConfig, has_corrected
 from inflcli.ekfac import Basis, DampedInverse, damping_value, kfac_eigenvalues
 from inflcli.errors import BadInput
 from inflcli.model.load import LoadedModel
 from inflcli.model.tracked import TrackedModule
 from inflcli.stages import common
+
+_BY_NUMBER = "give --damping or --damping-factor a number"
+
+
+def require_halves(config: PreconditionConfig, splits: int) -> None:
+    """Raise BadInput where a fit of so many splits cannot choose what `--damping auto` takes."""
+    if config.damping != AUTO:
+        return
+    if not has_corrected(config.curvature):
+        raise BadInput(
+            "--damping auto is what a fit's halves choose for corrected eigenvalues; "
+            f"--curvature {config.curvature} has none",
+            _BY_NUMBER,
+        )
+    if splits < 2:
+        raise BadInput(
+            "--damping auto is what a fit's halves choose, and --splits 1 keeps none apart",
+            f"fit with --splits 2, or {_BY_NUMBER}",
+        )
+
+
+def chosen_damping(factors: FactorsReader, config: PreconditionConfig) -> dict[str, float]:
+    """Of `--damping auto`, λ / mean Λ by module, as two halves of the fit chose it; else {}.
+
+    Raises BadInput where they did not for every module.
+    """
+    if config.damping != AUTO:
+        return {}
+    path = factors.artifact.path
+    # Factors that know nothing of splits are of an earlier version.
+    require_halves(config, factors.artifact.manifest.config.get("splits", 2))
+    found = store.read_damping_factors(path)
+    lacking = [module["name"] for module in factors.modules if module["name"] not in found]
+    if lacking:
+        raise BadInput(
+            f"{path} holds no damping for {lacking[0]}"
+            + (f" and {len(lacking) - 1} more modules" if lacking[1:] else "")
+            + ": an earlier version fitted it, or a half of its sequences has no gradient there",
+            f"remove it and fit again, on two sequences at least, or {_BY_NUMBER}",
+        )
+    return found
 
 
 def read_inverses(
@@ -25,13 +66,16 @@ def read_inverses(
 ) -> dict[str, DampedInverse]:
     """Of the factors in `folder`, fitted on sequences of `mean_tokens` predicted tokens.
 
-    Modules that share their input share its Q_A in memory, too. Bases are bfloat16 when fast.
+    Modules that share their input share its Q_A in memory, too. Bases are bfloat16 when fast. For
+    `--damping auto` every module has a damping there (`chosen_damping`).
     Raises BadInput for a singular curvature, NumericalFault.
     """
     if config.curvature == "identity":
         return {module.name: DampedInverse(None, None, 0.0) for module in modules}
     device = model.device
     held = torch.bfloat16 if config.precision == "fast" else None
+    chosen = store.read_damping_factors(folder) if config.damping == AUTO else {}
+    absolute = None if isinstance(config.damping, str) else config.damping
     inputs: dict[str, tuple[Eigen, Basis]] = {}
     inverses = {}
     for module in modules:
@@ -45,7 +89,8 @@ def read_inverses(
         else:
             eigenvalues = kfac_eigenvalues(eigen_s.values, eigen_a.values, mean_tokens)
         common.require_finite(eigenvalues, "curvature", module.name)
-        damping = damping_value(eigenvalues, config.damping_factor, config.damping)
+        factor = chosen[module.name] if config.damping == AUTO else config.damping_factor
+        damping = damping_value(eigenvalues, factor, absolute)
         eigenvalues = eigenvalues.to(device=device, dtype=model.statistics_dtype)
         _require_regular(eigenvalues, damping, module.name)
         bases = basis_a, _basis(eigen_s, held, device)

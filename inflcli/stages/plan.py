@@ -18,6 +18,7 @@ from inflcli.config import PlanConfig, Runtime, shares_inputs
 from inflcli.errors import InflcliError, OutOfResources
 from inflcli.model.load import LoadedModel, dtype_name, identify, load_model, pick_device
 from inflcli.model.resolve import load_tokenizer, resolve_folder
+from inflcli.stages.inverses import require_halves
 from inflcli.stages.planning import cheap, estimates, estimates_queries
 from inflcli.stages.planning.advice import advise
 from inflcli.stages.planning.estimates import Estimate
@@ -49,6 +50,7 @@ def plan(
     model, a few batches of each kind of pass, and the eigenvectors of some layers. Raises BadInput,
     MissingArtifact, OutOfResources.
     """
+    require_halves(config.precondition, config.fit.splits)
     started = time.time()
     folder, loaded = resolve_folder(model, weights=config.calibrate), None
     text = read_text(corpus, config)

@@ -23,6 +23,7 @@ from inflcli.artifacts.writer import ArtifactWriter
 from inflcli.config import CURVATURES, PreconditionConfig, Runtime
 from inflcli.corpus.queries import EncodedQuery, encode_query, read_queries
 from inflcli.ekfac import DampedInverse
+from inflcli.ekfac.damping import FACTORS
 from inflcli.ekfac.inverse import RotatedGradients
 from inflcli.errors import BadInput
 from inflcli.model.batches import Batch, make_batch
@@ -34,7 +35,7 @@ from inflcli.model.resolve import load_tokenizer
 from inflcli.model.tracked import TrackedModule
 from inflcli.stages import common
 from inflcli.stages.compression import Compressed, compress, compress_again, queries_a_chunk
-from inflcli.stages.inverses import read_inverses
+from inflcli.stages.inverses import chosen_damping, read_inverses
 from inflcli.stages.kept import describe, describe_kept, warn_if_lossy
 
 STAGE = "precondition"
@@ -71,6 +72,7 @@ def precondition(
         precision=precision,
     )
     _require_curvature(reader, config)
+    chosen = chosen_damping(reader, config)
     weights, tokenizer = identify(model)
     mend = f"fit them again: inflcli fit-factors --model {model} ... --overwrite"
     reader.artifact.require_input("model", weights, mend)
@@ -90,6 +92,7 @@ def precondition(
     )
     if writer is None:
         return common.up_to_date(out, STAGE)
+    _say_chosen(chosen)
     loaded = common.load(model, config.dtype, runtime)
     text = load_tokenizer(loaded.folder)
     encoded = [
@@ -112,6 +115,24 @@ def _salvaged(manifest: Manifest, damaged: Collection[str]) -> dict[str, Any] | 
     if len(modules) < len(damaged) or "chunks" not in manifest.details:
         return None
     return {"only": sorted(modules), "mending": manifest.details}
+
+
+def _say_chosen(factors: dict[str, float]) -> None:
+    """Which dampings `--damping auto` takes."""
+    if not factors:
+        return
+    least, most = min(factors.values()), max(factors.values())
+    console.info(
+        f"damping: {least:.2g} to {most:.2g} times the mean eigenvalue, as the fit's halves chose"
+    )
+    for name, factor in factors.items():
+        console.detail(f"  {name} {factor:.2g}")
+    noisy = sum(factor == FACTORS[-1] for factor in factors.values())
+    if noisy:
+        console.warn(
+            f"in {noisy} of {len(factors)} modules one half of the fit says next to nothing of "
+            "the other, and --damping auto takes the most there is: fit on more sequences"
+        )
 
 
 def _compression(config: PreconditionConfig) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from inflcli.artifacts.folder import Artifact
 from inflcli.artifacts.manifest import Manifest
+from inflcli.config import AUTO
 from inflcli.report.model import Fact, Provenance, QueryView, StageRecord
 from inflcli.report.text import percent
 
@@ -73,7 +74,7 @@ def _model_facts(manifests: Manifests) -> list[Fact]:
     curvature = str(queries.config["curvature"])
     facts.append(Fact("Curvature", curvature, _CURVATURES.get(curvature, "")))
     if curvature != "identity":
-        facts.append(_damping(queries))
+        facts.append(_damping(manifests))
         facts += _fit_facts(manifests["factors"]) if "factors" in manifests else []
     return facts
 
@@ -105,12 +106,21 @@ def _over_modules(found: dict[str, float]) -> str:
     return f"{found['median']:.3f} in the median module, {found['least']:.3f} in the least"
 
 
-def _damping(queries: Manifest) -> Fact:
+def _damping(manifests: Manifests) -> Fact:
+    queries = manifests["queries"]
     values = [float(value) for value in queries.details["damping"].values()]
     spread = f"λ from {min(values):.2e} to {max(values):.2e} over the modules" if values else ""
+    if queries.config["damping"] == AUTO:
+        return Fact("Damping", f"{_chosen(manifests)} mean eigenvalue, chosen by module", spread)
     if queries.config["damping"] is not None:
         return Fact("Damping", f"{queries.config['damping']:g}, the same for every module", "")
     return Fact("Damping", f"{queries.config['damping_factor']:g} × mean eigenvalue", spread)
+
+
+def _chosen(manifests: Manifests) -> str:
+    """What `--damping auto` takes, if the factors are there."""
+    found = manifests["factors"].details.get("damping_factors") if "factors" in manifests else None
+    return f"{found['least']:.2g} to {found['most']:.2g} ×" if found else "a share of the"
 
 
 def _query_facts(manifests: Manifests, views: Sequence[QueryView]) -> list[Fact]:

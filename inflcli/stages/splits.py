@@ -125,3 +125,19 @@ def stability(folder: Path) -> dict[str, dict[str, float]]:
         if values:
             found[name] = {"median": statistics.median(values), "least": min(values)}
     return found
+
+
+def damping_factors(folder: Path) -> dict[str, float]:
+    """λ / mean Λ as two halves of the data chose it, over the modules in `folder`.
+
+    {} where they did not.
+    """
+    values = list(store.read_damping_factors(folder).values())
+    if not values:
+        return {}
+    return {"least": min(values), "median": statistics.median(values), "most": max(values)}
+
+
+def told_by_halves(folder: Path) -> dict[str, Any]:
+    """What a manifest's details say of them, for the factors in `folder`."""
+    return {"stability": stability(folder), "damping_factors": damping_factors(folder)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,9 +12,10 @@ from torch import Tensor
 
 from inflcli.artifacts import factors as store
 from inflcli.artifacts.writer import describe_files
-from inflcli.config import has_corrected
-from inflcli.ekfac import Basis, CorrectedSum, kfac_eigenvalues
+from inflcli.config import AUTO, has_corrected
+from inflcli.ekfac import Basis, CorrectedSum, held_out_damping, kfac_eigenvalues, mean_corrected
 from inflcli.ekfac.covariance import block_sizes
+from inflcli.ekfac.damping import strided
 from inflcli.model.batches import Batch
 from inflcli.model.passes import Passes
 from inflcli.model.tracked import TrackedModule
@@ -44,6 +46,8 @@ _NOISE_FALLS = 0.4
 """Of seven pairs of a small and a larger fit of the demo's model, the larger one's queries took 0.7
 to 1.4 times as many bytes, 2.1 times where the small one had 30 sequences. SmolLM2 lies between 0.3
 (0.8 to 1.4 times, three pairs) and 0.5 (1.3 to 2.5)."""
+_USUAL_DAMPING = 0.1
+"""A share of mean Λ, where `--damping auto` has nothing here to choose by."""
 
 
 @dataclass
@@ -157,51 +161,73 @@ def _corrected(timed: Timed, modules: list[TrackedModule], some: list[TrackedMod
     """The pass in the bases of `some` modules; others turn into those of their size."""
     task, model = timed.task, timed.model
     passes = Passes.for_model(model, modules, task.config.fit.precision)
-    labels = draw_labels(task.config.fit, 1)
+    labels, plans = draw_labels(task.config.fit, 1), timed.plans(task.fit_ids)
+    auto = task.config.precondition.damping == AUTO
+    # A batch alone is run twice, and would be both halves.
+    parts = 2 if auto and len(plans) > 1 else 1
     with measured(model.device, above=timed.base) as found:
         bases = read_bases(timed.folder, some, model.device, task.product_dtype)
         allocated = _fill(bases, modules, task.config.fit.blocks, task.product_dtype, model.device)
-        statistics = CorrectedStatistics(modules, bases, model)
+        statistics = [CorrectedStatistics(modules, bases, model) for _ in range(parts)]
+        in_turn = itertools.cycle(statistics)
 
         def run(batch: Batch) -> None:
-            statistics.begin(batch)
-            passes.run(batch, labels, statistics.consume)
+            sums = next(in_turn)
+            sums.begin(batch)
+            passes.run(batch, labels, sums.consume)
 
-        seconds, reading = timed.passes("corrected", timed.plans(task.fit_ids), run, _SEQUENCES)
+        seconds, reading = timed.passes("corrected", plans, run, _SEQUENCES)
     timed.speed["corrected"] = corrected_flops(task, modules, reading) / seconds
-    sums = task.element * sum(module.parameters for module in modules)
+    sums = parts * task.element * sum(module.parameters for module in modules)
     timed.working["corrected"] = found.growth - sums - allocated
     count = task.fit_reading().sequences
-    means = {
-        name: _settled(timed, name, shared, statistics.sums[name], count)
-        for name, shared in ((module.name, module.shares_input_with) for module in some)
+    settled = {
+        module.name: _settled(timed, module, [one.sums[module.name] for one in statistics], count)
+        for module in some
     }
     begun = now(model.device)
-    for name, mean in means.items():
-        store.write_corrected(timed.folder, name, mean)
-    if means:
-        written = sum(mean.numel() * mean.element_size() for mean in means.values())
+    for name, (mean, factor) in settled.items():
+        store.write_corrected(
+            timed.folder, name, mean, damping_factor=factor or _USUAL_DAMPING if auto else None
+        )
+    if settled:
+        written = sum(mean.numel() * mean.element_size() for mean, _ in settled.values())
         timed.write = written / (now(model.device) - begun)
         begun = now(model.device)
         files = describe_files(timed.folder)
         timed.digest = sum(one["size"] for one in files.values()) / (now(model.device) - begun)
 
 
-def _settled(timed: Timed, name: str, shared: str, found: CorrectedSum, sequences: float) -> Tensor:
-    """Λ [P, M] about as it will be once all `sequences` are added up.
+def _settled(
+    timed: Timed, module: TrackedModule, parts: list[CorrectedSum], sequences: float
+) -> tuple[Tensor, float | None]:
+    """Λ [P, M] about as it will be once all `sequences` are added up, and the damping that its
+    halves will choose, where `parts` are two.
 
     Of few sequences Λ is so noisy that queries need many times the components. The noise of its
     logarithm is taken to fall with a power of their number, towards K-FAC's Λ, which has hardly
     any; in the bases of ec-shampoo towards λ_S λ_Aᵀ, whose rows and columns add up as Λ's do.
     """
-    eigen_a = store.read_input(timed.folder, shared)
-    eigen_s = store.read_output(timed.folder, name)
-    smooth = kfac_eigenvalues(eigen_s.values, eigen_a.values, 1.0).to(found.total)
-    mean = found.mean()
+    eigen_a = store.read_input(timed.folder, module.shares_input_with)
+    eigen_s = store.read_output(timed.folder, module.name)
+    means = [part.mean() for part in parts]
+    mean = mean_corrected([[part] for part in parts], means[0].device).mean
+    smooth = kfac_eigenvalues(eigen_s.values, eigen_a.values, 1.0).to(mean)
     tiny = torch.finfo(smooth.dtype).tiny
     smooth *= mean.mean() / smooth.mean().clamp(min=tiny)
-    noise = min(1.0, (found.count / max(sequences, 1.0)) ** _NOISE_FALLS)
-    return smooth.clamp(min=tiny) ** (1 - noise) * mean.clamp(min=tiny) ** noise
+
+    def settle(mean: Tensor, count: int, of: float) -> Tensor:
+        noise = min(1.0, (count / max(of, 1.0)) ** _NOISE_FALLS)
+        return smooth.clamp(min=tiny) ** (1 - noise) * mean.clamp(min=tiny) ** noise
+
+    whole = settle(mean, sum(part.count for part in parts), sequences)
+    if len(parts) < 2:
+        return whole, None
+    one, other = (
+        settle(mean, part.count, sequences / 2) for mean, part in zip(means, parts, strict=True)
+    )
+    rows = strided(*whole.shape)
+    return whole, held_out_damping(one[rows], other[rows], float(whole.double().mean()))
 
 
 def _fill(
