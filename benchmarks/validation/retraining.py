@@ -80,7 +80,9 @@ def fill_part(options: Options, wanted: Sequence[Wanted], worker: int) -> None:
 
     def tell(progress: Progress) -> None:
         passed = time.perf_counter() - start
-        how = f"{progress.measured.seconds:.0f} s" if progress.trained else "was there"
+        how = (
+            f"{progress.measured.cpu_seconds:.0f} s of a core" if progress.trained else "was there"
+        )
         print(
             f"worker {worker}: {progress.done}/{progress.total} {how}, loss "
             f"{progress.measured.loss:.3f}, {passed:.0f} s passed",
@@ -129,25 +131,29 @@ def stage_train(options: Options, demo: Experiment, bank: Bank) -> dict[str, Any
     untrained = log_probs(initial(demo.make_network, recipe(options)), demo.queries)
     print(
         f"{len(demo.query_ids)} queries, {len(bank.data)} paragraphs of "
-        f"{demo.data.positions.mean():.0f} predictions; trained on all in {full.seconds:.0f} s: "
-        f"loss {full.loss:.3f} nats a token, mean log p of the queries {full.queries.mean():.2f}, "
-        f"untrained {untrained.mean():.2f}; weights in {full_folder(options, bank) / 'model'}",
+        f"{demo.data.positions.mean():.0f} predictions\n"
+        f"trained on all in {full.cpu_seconds:.0f} s of a core: loss {full.loss:.3f} nats a token; "
+        f"mean log p of the queries {full.queries.mean():.2f}, untrained {untrained.mean():.2f}\n"
+        f"weights in {full_folder(options, bank) / 'model'}",
         flush=True,
     )
     wanted = subset_models(options, len(bank.data))
     fill(options, wanted)
     found = bank.fill(wanted)
-    seconds = np.array([one.seconds for one in found])
-    print(f"{len(found)} models of subsets; {seconds.mean():.0f} s each on {options.threads} core")
+    seconds = np.array([one.cpu_seconds for one in found])
+    print(
+        f"{len(found)} models of subsets, {seconds.mean():.0f} s of a core each: "
+        f"{seconds.mean() / options.workers:.0f} min for 60 in {options.workers} processes"
+    )
     return {
         "predictions_a_paragraph": float(demo.data.positions.mean()),
         "full": {
-            "seconds": full.seconds,
+            "cpu_seconds": full.cpu_seconds,
             "loss": full.loss,
             "log_p": full.queries.tolist(),
             "log_p_untrained": untrained.tolist(),
         },
-        "subset_seconds": {"mean": float(seconds.mean()), "max": float(seconds.max())},
+        "subset_cpu_seconds": {"mean": float(seconds.mean()), "max": float(seconds.max())},
         "subset_loss_mean": float(np.mean([one.loss for one in found])),
         "subset_log_p_mean": float(np.mean([one.queries.mean() for one in found])),
     }
@@ -303,7 +309,7 @@ def parse() -> Options:
     add("--models", type=int, default=60, help="Subsets.")
     add("--share", type=float, default=0.5, help="Of the paragraphs in a subset.")
     add("--repeats", type=int, default=1, help="Seeds of each subset, whose outputs are averaged.")
-    add("--epochs", type=int, default=12)
+    add("--epochs", type=int, default=8)
     add("--batch-size", type=int, default=8)
     add("--learning-rate", type=float, default=1.5e-3)
     add("--weight-decay", type=float, default=0.1)

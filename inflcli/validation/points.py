@@ -155,9 +155,7 @@ class Examples:
         return digest((self.inputs.numpy(), self.targets.numpy()), repr(self.likelihood))
 
 
-def log_probs(
-    network: nn.Module, points: Points, *, batch_size: int = 32
-) -> NDArray[np.float64]:
+def log_probs(network: nn.Module, points: Points, *, batch_size: int = 32) -> NDArray[np.float64]:
     """log p of every point, summed over its predictions, [N]. Cost: a forward pass over them.
 
     Computed in the network's own type, on its device, without dropout.
