@@ -161,7 +161,7 @@ def stage_train(options: Options, demo: Experiment, bank: Bank) -> dict[str, Any
 
 def read_scores(options: Options, demo: Experiment, bank: Bank) -> dict[str, NDArray[np.float64]]:
     """Every estimator's scores [K, N]: of the stage `scores`, and of the files handed in."""
-    own = full_folder(options, bank) / "scores.npz"
+    own = full_folder(options, bank) / f"scores-{options.modules}.npz"
     found: dict[str, NDArray[np.float64]] = {}
     for path in [*([own] if own.exists() else []), *options.scores]:
         with np.load(path) as arrays:
@@ -178,8 +178,9 @@ def stage_scores(options: Options, demo: Experiment, bank: Bank) -> dict[str, An
     train_full(options, demo, bank)
     folder = full_folder(options, bank)
     found = pipeline_scores(demo, folder, options.modules)
-    np.savez(folder / "scores.npz", **found)
-    print(f"{', '.join(found)}: {folder / 'scores.npz'}")
+    path = folder / f"scores-{options.modules}.npz"
+    np.savez(path, **found)
+    print(f"{', '.join(found)}: {path}")
     return {}
 
 
@@ -219,7 +220,12 @@ def stage_lds(options: Options, demo: Experiment, bank: Bank) -> dict[str, Any]:
         cells = [f"{less['mean']:+.3f}", _span(less["interval"])] if less else []
         table.add_row(name, f"{row['mean']:+.3f}", _span(row["interval"]), *cells)
     Console().print(table)
-    content: dict[str, Any] = {"subsets": len(kept), "repeats": options.repeats, "lds": rows}
+    content: dict[str, Any] = {
+        "subsets": len(kept),
+        "repeats": options.repeats,
+        "modules": options.modules,
+        "lds": rows,
+    }
     if options.repeats > 1:
         agreement = noise(by_seed)
         content["between_seeds"] = agreement.between
@@ -261,11 +267,16 @@ def stage_topk(options: Options, demo: Experiment, bank: Bank) -> dict[str, Any]
     table.add_row("random", *cells)
     Console().print(table)
     named = [{**asdict(one), "query": demo.query_ids[one.query]} for one in rises]
-    return {"draws": options.draws, "repeats": options.repeats, "rises": named}
+    return {
+        "draws": options.draws,
+        "repeats": options.repeats,
+        "modules": options.modules,
+        "rises": named,
+    }
 
 
 def _span(interval: tuple[float, float]) -> str:
-    return f"{interval[0]:+.3f} to {interval[1]:+.3f}"
+    return f"{interval[0]:+.2f} to {interval[1]:+.2f}"
 
 
 STAGES = {"train": stage_train, "scores": stage_scores, "lds": stage_lds, "topk": stage_topk}
