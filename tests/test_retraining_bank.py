@@ -81,6 +81,7 @@ def test_stopping_within_a_model_leaves_nothing_of_it(tmp_path, trained, monkeyp
         patch.setattr(module.os, "replace", killed)
         with pytest.raises(Stop):
             a_bank(folder).fill(WANTED[:2])
+    assert len(list(folder.iterdir())) == 1
     assert a_bank(folder).find(*WANTED[1]) is None
     a_bank(folder).fill(WANTED[:2])
     assert trained == [SETS[0], SETS[1], SETS[1]]

@@ -24,7 +24,7 @@ def test_the_truth_has_one_and_its_negative_minus_one():
     # A rising function of the outputs is ranked the same.
     for outputs in (LINEAR, np.exp(LINEAR)):
         for sign in (1, -1):
-            result = lds(sign * TRUTH, SUBSETS, outputs)
+            result = lds(sign * TRUTH, SUBSETS, outputs, resamples=100)
             assert result.per_query == pytest.approx(np.full(K, sign), abs=1e-12)
             assert result.mean == pytest.approx(sign)
             assert result.interval == pytest.approx((sign, sign))
@@ -40,21 +40,21 @@ def test_noise_is_not_told_from_zero():
 
 
 def test_the_interval_covers_what_more_models_would_say():
-    """Of 95 % intervals from 40 noisy models each, most hold the LDS that 2,400 such models have,
+    """Of 95 % intervals from 40 noisy models each, most hold the LDS that 1,600 such models have,
     and they are as wide as the LDS of 40 models varies; over subsets only, as the queries stay."""
-    many = subsets(N, 60 * M, seed=4)
+    many = subsets(N, 40 * M, seed=4)
     outputs = np.stack([TRUTH[:, ids].sum(1) for ids in many])
     outputs += 2.0 * outputs.std() * np.random.default_rng(5).normal(size=outputs.shape)
     expected = lds(TRUTH, many, outputs, resamples=2).mean
     assert 0.2 < expected < 0.8
     held, widths, means = 0, [], []
-    for part in range(60):
+    for part in range(40):
         rows = slice(part * M, (part + 1) * M)
-        result = lds(TRUTH, many[rows], outputs[rows], over="subsets", resamples=150, seed=part)
+        result = lds(TRUTH, many[rows], outputs[rows], over="subsets", resamples=100, seed=part)
         held += result.interval[0] <= expected <= result.interval[1]
         widths.append(result.interval[1] - result.interval[0])
         means.append(result.mean)
-    assert held >= 51
+    assert held >= 33
     assert np.mean(widths) == pytest.approx(2 * 1.96 * np.std(means), rel=0.3)
 
 
@@ -66,6 +66,25 @@ def test_each_query_is_spearman_over_subsets():
         expected = stats.spearmanr(predicted, outputs[:, k]).statistic
         assert result.per_query[k] == pytest.approx(expected, abs=1e-12)
     assert result.mean == pytest.approx(result.per_query.mean())
+
+
+@pytest.mark.parametrize("over", ["both", "subsets", "queries"])
+def test_replicates_are_means_over_drawn_subsets_and_queries(over):
+    """By scipy, on the columns and rows that were drawn, repeated."""
+    outputs = noisy(1.0, 2).round(0)
+    found = lds(TRUTH, SUBSETS, outputs, over=over, resamples=5, seed=11)
+    predicted = np.stack([TRUTH[:, ids].sum(1) for ids in SUBSETS], axis=1)
+    draw = np.random.default_rng(11)
+    columns = rows = None
+    if over != "queries":
+        columns = draw.multinomial(M, np.full(M, 1 / M), size=5)
+    if over != "subsets":
+        rows = draw.multinomial(K, np.full(K, 1 / K), size=5)
+    for index, value in enumerate(found.replicates):
+        some = np.arange(M) if columns is None else np.repeat(np.arange(M), columns[index])
+        asked = np.arange(K) if rows is None else np.repeat(np.arange(K), rows[index])
+        each = [stats.spearmanr(predicted[k, some], outputs[some, k]).statistic for k in asked]
+        assert value == pytest.approx(np.mean(each), abs=1e-12)
 
 
 def test_what_tells_nothing_apart_counts_as_zero():

@@ -20,7 +20,7 @@ from inflcli.validation.retraining import Recipe, train
 
 N, K, D = 60, 8, 5
 RECIPE = Recipe(
-    epochs=80, batch_size=15, learning_rate=0.1, weight_decay=0.0, clip=None, dtype="float64"
+    epochs=60, batch_size=30, learning_rate=0.1, weight_decay=0.0, clip=None, dtype="float64"
 )
 
 
@@ -47,7 +47,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bank, np.ndarray]:
 
 def test_influence_ranks_retrained_models(world):
     bank, scores = world
-    some = subsets(N, 24, 0.8)
+    some = subsets(N, 20, 0.8)
     outputs = np.stack([one.queries for one in bank.fill([(ids, RECIPE) for ids in some])])
     result = lds(scores, some, outputs)
     assert result.mean > 0.85

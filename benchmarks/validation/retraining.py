@@ -80,7 +80,9 @@ def fill_part(options: Options, wanted: Sequence[Wanted], worker: int) -> None:
 
     def tell(progress: Progress) -> None:
         passed = time.perf_counter() - start
-        how = f"{progress.measured.seconds:.0f} s" if progress.trained else "was there"
+        how = (
+            f"{progress.measured.cpu_seconds:.0f} s of a core" if progress.trained else "was there"
+        )
         print(
             f"worker {worker}: {progress.done}/{progress.total} {how}, loss "
             f"{progress.measured.loss:.3f}, {passed:.0f} s passed",
@@ -129,25 +131,29 @@ def stage_train(options: Options, demo: Experiment, bank: Bank) -> dict[str, Any
     untrained = log_probs(initial(demo.make_network, recipe(options)), demo.queries)
     print(
         f"{len(demo.query_ids)} queries, {len(bank.data)} paragraphs of "
-        f"{demo.data.positions.mean():.0f} predictions; trained on all in {full.seconds:.0f} s: "
-        f"loss {full.loss:.3f} nats a token, mean log p of the queries {full.queries.mean():.2f}, "
-        f"untrained {untrained.mean():.2f}; weights in {full_folder(options, bank) / 'model'}",
+        f"{demo.data.positions.mean():.0f} predictions\n"
+        f"trained on all in {full.cpu_seconds:.0f} s of a core: loss {full.loss:.3f} nats a token; "
+        f"mean log p of the queries {full.queries.mean():.2f}, untrained {untrained.mean():.2f}\n"
+        f"weights in {full_folder(options, bank) / 'model'}",
         flush=True,
     )
     wanted = subset_models(options, len(bank.data))
     fill(options, wanted)
     found = bank.fill(wanted)
-    seconds = np.array([one.seconds for one in found])
-    print(f"{len(found)} models of subsets; {seconds.mean():.0f} s each on {options.threads} core")
+    seconds = np.array([one.cpu_seconds for one in found])
+    print(
+        f"{len(found)} models of subsets, {seconds.mean():.0f} s of a core each: "
+        f"{seconds.mean() / options.workers:.0f} min for 60 in {options.workers} processes"
+    )
     return {
         "predictions_a_paragraph": float(demo.data.positions.mean()),
         "full": {
-            "seconds": full.seconds,
+            "cpu_seconds": full.cpu_seconds,
             "loss": full.loss,
             "log_p": full.queries.tolist(),
             "log_p_untrained": untrained.tolist(),
         },
-        "subset_seconds": {"mean": float(seconds.mean()), "max": float(seconds.max())},
+        "subset_cpu_seconds": {"mean": float(seconds.mean()), "max": float(seconds.max())},
         "subset_loss_mean": float(np.mean([one.loss for one in found])),
         "subset_log_p_mean": float(np.mean([one.queries.mean() for one in found])),
     }
@@ -155,7 +161,7 @@ def stage_train(options: Options, demo: Experiment, bank: Bank) -> dict[str, Any
 
 def read_scores(options: Options, demo: Experiment, bank: Bank) -> dict[str, NDArray[np.float64]]:
     """Every estimator's scores [K, N]: of the stage `scores`, and of the files handed in."""
-    own = full_folder(options, bank) / "scores.npz"
+    own = full_folder(options, bank) / f"scores-{options.modules}.npz"
     found: dict[str, NDArray[np.float64]] = {}
     for path in [*([own] if own.exists() else []), *options.scores]:
         with np.load(path) as arrays:
@@ -172,8 +178,9 @@ def stage_scores(options: Options, demo: Experiment, bank: Bank) -> dict[str, An
     train_full(options, demo, bank)
     folder = full_folder(options, bank)
     found = pipeline_scores(demo, folder, options.modules)
-    np.savez(folder / "scores.npz", **found)
-    print(f"{', '.join(found)}: {folder / 'scores.npz'}")
+    path = folder / f"scores-{options.modules}.npz"
+    np.savez(path, **found)
+    print(f"{', '.join(found)}: {path}")
     return {}
 
 
@@ -213,7 +220,12 @@ def stage_lds(options: Options, demo: Experiment, bank: Bank) -> dict[str, Any]:
         cells = [f"{less['mean']:+.3f}", _span(less["interval"])] if less else []
         table.add_row(name, f"{row['mean']:+.3f}", _span(row["interval"]), *cells)
     Console().print(table)
-    content: dict[str, Any] = {"subsets": len(kept), "repeats": options.repeats, "lds": rows}
+    content: dict[str, Any] = {
+        "subsets": len(kept),
+        "repeats": options.repeats,
+        "modules": options.modules,
+        "lds": rows,
+    }
     if options.repeats > 1:
         agreement = noise(by_seed)
         content["between_seeds"] = agreement.between
@@ -255,11 +267,16 @@ def stage_topk(options: Options, demo: Experiment, bank: Bank) -> dict[str, Any]
     table.add_row("random", *cells)
     Console().print(table)
     named = [{**asdict(one), "query": demo.query_ids[one.query]} for one in rises]
-    return {"draws": options.draws, "repeats": options.repeats, "rises": named}
+    return {
+        "draws": options.draws,
+        "repeats": options.repeats,
+        "modules": options.modules,
+        "rises": named,
+    }
 
 
 def _span(interval: tuple[float, float]) -> str:
-    return f"{interval[0]:+.3f} to {interval[1]:+.3f}"
+    return f"{interval[0]:+.2f} to {interval[1]:+.2f}"
 
 
 STAGES = {"train": stage_train, "scores": stage_scores, "lds": stage_lds, "topk": stage_topk}
@@ -303,7 +320,7 @@ def parse() -> Options:
     add("--models", type=int, default=60, help="Subsets.")
     add("--share", type=float, default=0.5, help="Of the paragraphs in a subset.")
     add("--repeats", type=int, default=1, help="Seeds of each subset, whose outputs are averaged.")
-    add("--epochs", type=int, default=12)
+    add("--epochs", type=int, default=8)
     add("--batch-size", type=int, default=8)
     add("--learning-rate", type=float, default=1.5e-3)
     add("--weight-decay", type=float, default=0.1)

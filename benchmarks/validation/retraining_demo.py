@@ -133,7 +133,8 @@ def pipeline_scores(demo: Experiment, folder: Path, modules: str) -> dict[str, N
     fit_factors(model, corpus, factors, FitFactorsConfig(modules=modules), runtime)
     found: dict[str, NDArray[Any]] = {}
     for curvature in CURVATURES:
-        queries, scores = folder / f"queries-{curvature}", folder / f"scan-{curvature}"
+        name = f"{modules}-{curvature}"
+        queries, scores = folder / f"queries-{name}", folder / f"scan-{name}"
         config = PreconditionConfig(curvature=curvature, rank=None, keep=None)
         precondition(model, factors, asked, queries, config, runtime)
         scan(model, queries, corpus, scores, ScanConfig(), runtime)

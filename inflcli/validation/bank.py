@@ -47,6 +47,8 @@ class Measured:
     """Nats a prediction, the mean of the last epoch while it was trained."""
     seconds: float
     """That training took."""
+    cpu_seconds: float
+    """The same, of processors: what it takes on a machine that does nothing else."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ class Bank:
                 None if found["points"] is None else np.array(found["points"], np.float64),
                 float(found["loss"]),
                 float(found["seconds"]),
+                float(found["cpu_seconds"]),
             )
         except FileNotFoundError:
             return None
@@ -128,16 +131,17 @@ class Bank:
         Raises NumericalFault, and stores nothing, where that is not finite.
         """
         losses = [float("nan")]
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         network = train(
             self.make_network, self.data, ids, recipe, lambda _, loss: losses.append(loss)
         )
-        seconds = time.perf_counter() - start
+        seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
         measured = Measured(
             log_probs(network, self.queries),
             log_probs(network, self.data) if self._points else None,
             losses[-1],
             seconds,
+            cpu,
         )
         finite = np.isfinite(measured.queries).all() and (
             measured.points is None or np.isfinite(measured.points).all()
@@ -193,6 +197,7 @@ class Bank:
                 "points": None if measured.points is None else measured.points.tolist(),
                 "loss": measured.loss,
                 "seconds": measured.seconds,
+                "cpu_seconds": measured.cpu_seconds,
             },
             # To look up where results differ; no part of what a member is.
             "torch": torch.__version__,
@@ -201,11 +206,14 @@ class Bank:
         path = self.path(ids, recipe)
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        with temporary.open("w") as handle:
-            json.dump(content, handle, allow_nan=False)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
+        try:
+            with temporary.open("w") as handle:
+                json.dump(content, handle, allow_nan=False)
+                handle.flush()
+                os.fsync(handle.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
         folder = os.open(self.folder, os.O_RDONLY)
         try:
             os.fsync(folder)

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from inflcli.validation.points import Ids
 
@@ -75,29 +74,30 @@ def lds(
     Where a subset was trained with several seeds, `outputs` is the mean over them. The bootstrap
     draws subsets, which the queries share, and queries, each with replacement, or only the one or
     the other (`over`): for these queries, `subsets` is what to take. Raises ValueError for shapes
-    that do not fit, values that are not finite, and fewer than three subsets. Cost: R sorts of
-    2 K m numbers.
+    that do not fit, values that are not finite, and fewer than three subsets. Cost: 2 R K m
+    numbers, for one query at a time.
     """
-    scores, outputs = np.asarray(scores, np.float64), np.asarray(outputs, np.float64)
     if over not in OVER:
         raise ValueError(f"over is one of {', '.join(OVER)}, not {over}")
     if scores.ndim != 2 or outputs.shape != (len(subsets), len(scores)):
         raise ValueError(f"scores {scores.shape}, {len(subsets)} subsets, outputs {outputs.shape}")
     if len(subsets) < 3:
         raise ValueError("a rank correlation takes three subsets at least")
-    if not (np.isfinite(scores).all() and np.isfinite(outputs).all()):
+    values, found = np.asarray(scores, np.float64), np.asarray(outputs, np.float64).T
+    if not (np.isfinite(values).all() and np.isfinite(found).all()):
         raise ValueError("scores or outputs are not finite")
-    predicted = np.stack([scores[:, ids].sum(1) for ids in subsets], axis=1)
-    found = outputs.T
+    predicted = np.stack([values[:, ids].sum(1) for ids in subsets], axis=1)
     per_query = spearman(predicted, found)
     draw = np.random.default_rng(seed)
     queries, count = found.shape
-    replicates = np.empty(resamples)
-    for index in range(resamples):
-        columns = draw.integers(count, size=count) if over != "queries" else np.arange(count)
-        rows = draw.integers(queries, size=queries) if over != "subsets" else np.arange(queries)
-        some = np.ix_(rows, columns)
-        replicates[index] = spearman(predicted[some], found[some]).mean()
+    # How often each replicate has each subset, and each query.
+    drawn, asked = (
+        draw.multinomial(size, np.full(size, 1 / size), size=resamples)
+        if over in ("both", axis)
+        else np.ones((resamples, size))
+        for axis, size in (("subsets", count), ("queries", queries))
+    )
+    replicates = (_spearman(predicted, found, drawn) * asked).sum(1) / queries
     return LdsResult(
         float(per_query.mean()),
         _interval(replicates, level),
@@ -140,11 +140,31 @@ def noise(outputs: NDArray[np.floating]) -> Noise:
 
 def spearman(first: Floats, second: Floats) -> Floats:
     """Of each row of two [K, m], ties at their mean rank, [K]; 0 where either is constant."""
-    ranks = [stats.rankdata(values, axis=1) for values in (first, second)]
-    one, other = (values - values.mean(1, keepdims=True) for values in ranks)
-    size = np.sqrt((one**2).sum(1) * (other**2).sum(1))
-    product = (one * other).sum(1)
-    return np.divide(product, size, out=np.zeros(len(size)), where=size > 0)
+    return _spearman(first, second, np.ones((1, first.shape[1])))[0]
+
+
+def _spearman(first: Floats, second: Floats, counts: NDArray[Any]) -> Floats:
+    """The same for R samples that have column j `counts[r, j]` times, [R, K]."""
+    found = np.empty((len(counts), len(first)))
+    size = counts.sum(1, keepdims=True)
+    for row, values in enumerate(zip(first, second, strict=True)):
+        one, other = (_ranks(some, counts) for some in values)
+        one -= (counts * one).sum(1, keepdims=True) / size
+        other -= (counts * other).sum(1, keepdims=True) / size
+        product = (counts * one * other).sum(1)
+        spread = np.sqrt((counts * one**2).sum(1) * (counts * other**2).sum(1))
+        found[:, row] = np.divide(product, spread, out=np.zeros(len(counts)), where=spread > 0)
+    return found
+
+
+def _ranks(values: Floats, counts: NDArray[Any]) -> Floats:
+    """The mean rank of values [m] within each sample, [R, m]: samples are not sorted anew."""
+    order = np.argsort(values, kind="stable")
+    below = np.zeros((len(counts), len(values) + 1))
+    np.cumsum(counts[:, order], axis=1, out=below[:, 1:])
+    first, last = (np.searchsorted(values[order], values, side) for side in ("left", "right"))
+    ranks: Floats = (below[:, first] + below[:, last] + 1) / 2
+    return ranks
 
 
 def _interval(replicates: Floats, level: float) -> tuple[float, float]:

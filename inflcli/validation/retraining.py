@@ -7,7 +7,7 @@
 Two models differ in the points left out and, as far as can be, in nothing else. Every epoch orders
 *all* points and cuts them into batches, by the recipe's seed alone; a subset sees the same batches
 in the same order, without the points that it lacks. So the number of steps and the learning rate at
-each do not depend on the subset, and with the loss `sum` a token has the same weight in every model.
+each do not depend on the subset, and with the loss `sum` a token weighs the same in every model.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -147,8 +148,8 @@ def train(
 
 def network_fingerprint(network: nn.Module) -> str:
     """A digest of a network's modules, its transformers config and its weights."""
-    config = getattr(network, "config", None)
-    described = config.to_dict() if hasattr(config, "to_dict") else {}
+    to_dict = getattr(getattr(network, "config", None), "to_dict", dict)
+    described: dict[str, Any] = to_dict()
     # Where it was loaded from and by which version does not change what it is.
     for name in ("_name_or_path", "transformers_version"):
         described.pop(name, None)
