@@ -57,7 +57,7 @@ def facts(folder: Path) -> dict:
     return {key: value for key, value in manifest.items() if key not in ("timings", "command")}
 
 
-def test_both_ways_are_gone(pipeline, monkeypatch):
+def test_both_ways_are_taken(pipeline, monkeypatch):
     """By the batches of this corpus: else what follows would hold of one of them."""
     taken = set()
     right = sequences.through_gram
