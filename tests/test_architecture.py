@@ -40,6 +40,7 @@ LAYERS: dict[str, set[str]] = {
     "corpus": {"artifacts", "errors"},
     "artifacts": {"errors"},
     "report": {"errors"},
+    "validation": {"ekfac", "statistics"},
     "console": set(),
     "distributed": set(),
     "config": set(),
