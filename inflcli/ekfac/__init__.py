@@ -18,6 +18,45 @@ module. Works for any model of linear modules: nothing here knows about language
 
 `linear` puts them together for a network in memory, whatever its likelihood; `gauss_newton` has
 exact products with the Gauss-Newton Hessian, and `solve` what can be solved by them.
+
+A regression, whose targets have a Gaussian likelihood. In a network in evaluation mode every
+nn.Linear is tracked, its bias as the last column; batches are pairs of inputs and targets:
+
+>>> import torch
+>>> from torch import nn
+>>> from inflcli.ekfac import Categorical, Gaussian, LinearModel, fit, influences
+>>> _ = torch.manual_seed(0)
+>>> network = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1)).eval()
+>>> model = LinearModel(network, Gaussian(variance=1.0))
+>>> [(module.name, module.outputs, module.inputs) for module in model.modules]
+[('0', 8, 5), ('2', 1, 9)]
+>>> inputs, targets = torch.randn(60, 4), torch.randn(60, 1)
+>>> batches = list(zip(inputs.split(20), targets.split(20)))
+>>> inverse = fit(model, batches).inverse(damping_factor=0.1)
+>>> measured = (torch.randn(2, 4), torch.randn(2, 1))
+>>> queries = inverse.solve(model.gradients(measured))
+>>> queries["0"].shape                          # (G + λI)⁻¹ ∇ log p, [Q, P, M]
+torch.Size([2, 8, 5])
+>>> influences(model, queries, batches).shape   # of every example, [Q, N]
+torch.Size([2, 60])
+>>> bool((influences(model, queries, [measured]).diagonal() > 0).all())  # of itself
+True
+
+A classifier, whose outputs are logits and whose targets are classes, int64. Here K-FAC's own
+eigenvalues are taken, with one λ for all modules:
+
+>>> network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+>>> model = LinearModel(network, Categorical())
+>>> batches = [(inputs, torch.randint(3, (60,)))]
+>>> inverse = fit(model, batches).inverse("kfac", damping=0.01)
+>>> inverse.damping
+{'0': 0.01, '2': 0.01}
+>>> measured = (torch.randn(2, 4), torch.tensor([0, 2]))
+>>> influences(model, inverse.solve(model.gradients(measured)), batches).shape
+torch.Size([2, 60])
+
+A causal language model of transformers is one, too, with `forward=lambda network, ids:
+network(ids).logits` and as targets [B, T] the next tokens, `IGNORED` where there is none.
 """
 
 from inflcli.ekfac.allocation import allocate

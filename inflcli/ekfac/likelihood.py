@@ -15,6 +15,7 @@ from torch import Tensor
 
 IGNORED = -100
 """The target of a position where nothing is predicted, as torch's cross-entropy has it."""
+_SMALL = 0.5
 
 
 class Likelihood(Protocol):
@@ -34,7 +35,11 @@ class Likelihood(Protocol):
         depend on what the targets are; zero where nothing is predicted."""
 
     def divergence(self, outputs: Tensor, targets: Tensor, before: Tensor) -> Tensor:
-        """KL(p(. | before) ‖ p(. | outputs)), summed over positions: [B]."""
+        """KL(p(. | before) ‖ p(. | outputs)), summed over positions: [B]. To rounding of its own
+        size, however near the two are."""
+
+    def gain(self, outputs: Tensor, targets: Tensor, before: Tensor) -> Tensor:
+        """log p(targets | outputs) - log p(targets | before), [B], likewise."""
 
     def predicted(self, targets: Tensor) -> Tensor | None:
         """Which positions [B, T] have a target; None where an example has one position."""
@@ -65,8 +70,13 @@ class Categorical:
         return curved * (targets != IGNORED).unsqueeze(-1)
 
     def divergence(self, outputs: Tensor, targets: Tensor, before: Tensor) -> Tensor:
-        log_p, log_q = before.log_softmax(-1), outputs.log_softmax(-1)
-        return _by_sequence((log_p.exp() * (log_p - log_q)).sum(-1) * (targets != IGNORED))
+        return _by_sequence(_apart(outputs, before)[1] * (targets != IGNORED))
+
+    def gain(self, outputs: Tensor, targets: Tensor, before: Tensor) -> Tensor:
+        moved, divergence = _apart(outputs, before)
+        label = targets.clamp(min=0).unsqueeze(-1)
+        gained = moved.gather(-1, label).squeeze(-1) - divergence
+        return _by_sequence(gained * (targets != IGNORED))
 
     def predicted(self, targets: Tensor) -> Tensor | None:
         return targets != IGNORED if targets.dim() > 1 else None
@@ -87,7 +97,9 @@ class Gaussian:
         return (targets - outputs) / self.variance
 
     def sample(self, outputs: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
-        noise = torch.randn(outputs.shape, generator=generator, dtype=outputs.dtype)
+        noise = torch.randn(
+            outputs.shape, generator=generator, dtype=outputs.dtype, device=generator.device
+        )
         return outputs + math.sqrt(self.variance) * noise.to(outputs.device)
 
     def curvature(self, outputs: Tensor, targets: Tensor, tangent: Tensor) -> Tensor:
@@ -96,8 +108,25 @@ class Gaussian:
     def divergence(self, outputs: Tensor, targets: Tensor, before: Tensor) -> Tensor:
         return _by_sequence(0.5 * (outputs - before).square() / self.variance)
 
+    def gain(self, outputs: Tensor, targets: Tensor, before: Tensor) -> Tensor:
+        middle = 0.5 * (outputs + before)
+        return _by_sequence((outputs - before) * (targets - middle) / self.variance)
+
     def predicted(self, targets: Tensor) -> Tensor | None:
         return None
+
+
+def _apart(outputs: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+    """By how much each logit rose more than the mean under p(. | before), which is d [..., C], and
+    KL(p(. | before) ‖ p(. | outputs)) = log E[exp d] [...]."""
+    log_p = before.log_softmax(-1)
+    p, d = log_p.exp(), outputs - before
+    d = d - (p * d).sum(-1, keepdim=True)
+    # E[d] is 0, so that log E[exp d] = log(1 + E[exp d - 1 - d]): of a small d nothing cancels.
+    small = d.clamp(-_SMALL, _SMALL)
+    near = (p * (small.expm1() - small)).sum(-1).log1p()
+    far = (log_p + d).logsumexp(-1)
+    return d, torch.where(d.abs().amax(-1) < _SMALL, near, far)
 
 
 def _by_sequence(values: Tensor) -> Tensor:

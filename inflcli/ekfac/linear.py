@@ -68,7 +68,7 @@ class LinearModel:
             raise ValueError("the network has no linear module to track")
         self.network, self.likelihood = network, likelihood
         self.modules = [_described(name, network.get_submodule(name)) for name in names]
-        self._forward = forward or (lambda network, inputs: network(inputs))
+        self.forward = forward or (lambda network, inputs: network(inputs))
 
     @property
     def device(self) -> torch.device:
@@ -80,7 +80,7 @@ class LinearModel:
 
     def outputs(self, inputs: Tensor) -> Tensor:
         """What the network gives."""
-        return self._forward(self.network, inputs)
+        return self.forward(self.network, inputs)
 
     def log_prob(self, batch: Batch) -> Tensor:
         """log p of every example, [B]."""

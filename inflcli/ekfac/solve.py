@@ -107,9 +107,9 @@ def neumann(
     (G_j + λI) v. Without a `step_size` it is one over the largest eigenvalue of P (G_0 + λI), by
     power iteration; where a residual grows past a thousand |b| the iteration has diverged, and
     begins again with half the step. `residuals` are the minibatches', of the iterates. Raises
-    ArithmeticError if twenty halvings do not help. Cost a step: one product and one preconditioning.
+    ArithmeticError if twenty halvings do not help. Cost a step: a product and a preconditioning.
     """
-    size = norm(b).clamp(min=_TINY)
+    size, last = norm(b).clamp(min=_TINY), max(1, round(tail * steps))
     first = products(0)
     alpha = step_size or 1.0 / largest_eigenvalue(lambda v: precondition(first(v)), b)
     for _ in range(_HALVINGS):
@@ -122,12 +122,12 @@ def neumann(
             if not bool((residuals[-1] < _DIVERGED).all()):
                 break
             x = _add(x, precondition(r), alpha)
-            if step >= steps * (1.0 - tail) - 1:
+            if step >= steps - last:
                 kept += 1
                 mean = _add(mean, _add(x, mean, -1.0), 1.0 / kept)
         else:
-            last = norm(_add(b, products(steps)(mean), -1.0)) / size
-            return Solution(mean, [*residuals, last], True, alpha)
+            residuals.append(norm(_add(b, products(steps)(mean), -1.0)) / size)
+            return Solution(mean, residuals, True, alpha)
         alpha /= 2
     raise ArithmeticError(f"Neumann iterations diverge even with a step of {alpha:.3g}")
 

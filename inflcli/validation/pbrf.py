@@ -1,0 +1,173 @@
+"""The proximal Bregman response function (Eq. 7): influence by training on, without a curvature.
+
+For a training point m the weights θ(ε) minimise J of `bregman`: they stay near θs in the outputs
+and in the weights, while the log-probability of z_m weighs ε. The response of a query,
+df(θ(ε))/dε at ε = 0, is what the score ∇fᵀ (G + λI)⁻¹ ∇log p(z_m) says to first order; it is taken
+as (f(θ(ε)) - f(θ(-ε))) / 2ε, which has an error of order ε².
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import OptimizeResult, minimize
+from torch import Tensor
+
+from inflcli.ekfac import Inverse
+from inflcli.ekfac.linear import Batch
+from inflcli.validation.bregman import BregmanObjective, Vector
+from inflcli.validation.problem import Damping, Problem, Result, Watch, inverse_for
+from inflcli.validation.whitening import KroneckerWhitening, Whitening
+
+_REGIME = 0.01
+"""ε times a self-influence, at most: the share by which a step changes the slope it follows."""
+
+
+def pbrf(
+    problem: Problem,
+    *,
+    epsilon: float | None = None,
+    damping: Damping | None = None,
+    inverse: Inverse | None = None,
+    fit_seconds: float = 0.0,
+    whitening: Whitening | None = None,
+    tolerance: float = 1e-6,
+    iterations: int = 1000,
+    checked: int = 3,
+) -> Result:
+    """The responses of the queries' f to every point, [K, N], in float64, by scipy's L-BFGS.
+
+    It works in coordinates that are whitened by the EK-FAC `inverse`, or by a `whitening`: for a
+    small network `SpectralWhitening` needs a handful of steps instead of a hundred. A minimum is
+    found when |dJ/du| is `tolerance` times that at θs, or after so many `iterations`. λ is that of
+    the `inverse` (an EK-FAC fit's unless given), or `damping`. `epsilon` is one for all points: 0.01 over the largest self-influence |Wᵀ g|² ≈ gᵀ (G + λI)⁻¹ g unless given, g
+    being the gradient of a point for its own targets or for some drawn from the network. What
+    higher orders that leaves is seen by halving ε for `checked` points, from the one of least
+    self-influence to that of the largest.
+
+    details: `epsilon`; the largest `gradient_norm` reached, relative to that at θs, and whether it
+    is as small as was asked (`converged`); `evaluations` of J a point, in the mean; and
+    `halved_change`, |r(ε) - r(ε/2)| / |r(ε)| over the queries, the largest of the checked points.
+    Raises ValueError if ε is 0, or the inverse the identity. Cost: N times the evaluations, each a
+    pass over `fitted`, forward and backward.
+    """
+    watch = Watch(problem.model.device, fit_seconds)
+    problem = problem.in_float64()
+    with watch("fit"):
+        inverse = inverse_for(problem, inverse, damping)
+    with watch("solve"):
+        if whitening is None:
+            whitening = KroneckerWhitening(inverse)
+        objective = BregmanObjective(problem, inverse.damping, whitening)
+        generator = torch.Generator(problem.model.device).manual_seed(0)
+        own = torch.cat(
+            [
+                torch.maximum(*(objective.self_influences(batch, g) for g in (None, generator)))
+                for batch in problem.points
+            ]
+        )
+        if epsilon is None:
+            epsilon = _REGIME / max(float(own.max()), 1e-300)
+        if not epsilon:
+            raise ValueError("epsilon is 0")
+        settings = _Settings(tolerance, iterations)
+        points = [one for batch in problem.points for one in _examples(batch)]
+        found = [_respond(objective, problem.queries, one, epsilon, settings) for one in points]
+        changes = []
+        for index in _spread(own, checked):
+            half = _respond(objective, problem.queries, points[index], epsilon / 2, settings)
+            change, whole = half.response - found[index].response, found[index].response
+            changes.append(float(change.norm() / whole.norm().clamp(min=1e-300)))
+    worst = max(one.gradient_norm for one in found)
+    details: dict[str, Any] = {
+        "epsilon": epsilon,
+        "gradient_norm": worst,
+        "converged": worst <= tolerance,
+        "tolerance": tolerance,
+        "evaluations": sum(one.evaluations for one in found) / len(found),
+        "halved_change": max(changes, default=None),
+        "largest_self_influence": float(own.max()),
+        "damping": inverse.damping,
+    }
+    scores = torch.stack([one.response for one in found], 1).double().cpu()
+    return Result(scores, watch.seconds, details)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    tolerance: float
+    iterations: int
+
+
+@dataclass(frozen=True)
+class _Response:
+    """Of the queries to one point, [K], and how its minima were found."""
+
+    response: Tensor
+    gradient_norm: float
+    evaluations: int
+
+
+def _respond(
+    objective: BregmanObjective,
+    queries: Batch,
+    point: Batch,
+    epsilon: float,
+    settings: _Settings,
+) -> _Response:
+    """(f(θ(ε)) - f(θ(-ε))) / 2ε for one point."""
+    if not objective.begin(point):  # no gradient: θs is the minimum
+        return _Response(torch.zeros(len(queries[0]), device=objective.model.device), 0.0, 0)
+    u = np.zeros(objective.size)
+    gains, worst, evaluations = [], 0.0, 0
+    for signed in (epsilon, -epsilon):
+        # In u, which ε scales, the second minimum is the first but for ε's order: begin there.
+        u, norm, count = _minimum(objective, u, signed, settings)
+        worst, evaluations = max(worst, norm), evaluations + count
+        gains.append(objective.gain(objective.step(u, signed), queries))
+    return _Response((gains[0] - gains[1]) / (2 * epsilon), worst, evaluations)
+
+
+def _minimum(
+    objective: BregmanObjective, u: Vector, epsilon: float, settings: _Settings
+) -> tuple[Vector, float, int]:
+    """Where J is least, its gradient's norm there, and how often it was evaluated."""
+    objective.evaluate(u, epsilon)
+    if objective.gradient_norm <= settings.tolerance:
+        return u, objective.gradient_norm, 1
+
+    def stop(intermediate_result: OptimizeResult) -> None:
+        # The line search takes the point that it evaluated last.
+        if objective.gradient_norm <= settings.tolerance:
+            raise StopIteration
+
+    found = minimize(
+        objective.evaluate,
+        u,
+        args=(epsilon,),
+        jac=True,
+        method="L-BFGS-B",
+        callback=stop,
+        options={
+            "maxcor": 30,
+            "ftol": 0.0,
+            "gtol": 0.0,
+            "maxiter": settings.iterations,
+            "maxfun": 20 * settings.iterations,
+        },
+    )
+    return found.x, float(np.linalg.norm(found.jac)), 1 + found.nfev
+
+
+def _examples(batch: Batch) -> list[Batch]:
+    return [(batch[0][i : i + 1], batch[1][i : i + 1]) for i in range(len(batch[0]))]
+
+
+def _spread(values: Tensor, count: int) -> list[int]:
+    """Indices of so many values, from the least to the largest."""
+    count = min(count, len(values))
+    order = values.argsort().tolist()
+    return [order[round(place)] for place in np.linspace(0, len(order) - 1, count)]
