@@ -11,7 +11,13 @@ import typer
 
 from inflcli import console
 from inflcli.cli import common
-from inflcli.cli.precondition import compression
+from inflcli.cli.precondition import (
+    Refine,
+    RefineSequences,
+    RefineSolver,
+    compression,
+    refinement,
+)
 from inflcli.config import (
     CURVATURES,
     DTYPES,
@@ -91,6 +97,9 @@ def command(
     max_rank: Annotated[
         int | None, typer.Option("--max-rank", min=1, help="Of precondition, with --keep.")
     ] = None,
+    refine: Refine = None,
+    refine_solver: RefineSolver = None,
+    refine_sequences: RefineSequences = None,
     route: Annotated[
         str, typer.Option("--route", help="Of scan: auto, dense, factored or shared.")
     ] = "auto",
@@ -157,7 +166,11 @@ def command(
             max_sequences=max_sequences,
             splits=splits,
         ),
-        precondition=PreconditionConfig(curvature=curvature, **compression(rank, keep, max_rank)),
+        precondition=PreconditionConfig(
+            curvature=curvature,
+            **compression(rank, keep, max_rank),
+            **refinement(refine, refine_solver, refine_sequences),
+        ),
         scan=ScanConfig(
             route=common.choice("route", route, ROUTES),
             layers=layers,

@@ -7,13 +7,25 @@ from pathlib import Path
 import torch
 
 from inflcli.artifacts import factors as store
-from inflcli.artifacts.factors import Eigen
+from inflcli.artifacts.factors import Eigen, FactorsReader
 from inflcli.config import PreconditionConfig
 from inflcli.ekfac import Basis, DampedInverse, damping_value, kfac_eigenvalues
 from inflcli.errors import BadInput
 from inflcli.model.load import LoadedModel
 from inflcli.model.tracked import TrackedModule
 from inflcli.stages import common
+
+_NEEDS = {"ekfac": ("ekfac",), "kfac": ("ekfac", "kfac"), "identity": ("ekfac", "kfac", "identity")}
+
+
+def require_curvature(factors: FactorsReader, config: PreconditionConfig) -> None:
+    """Raises BadInput for a curvature that the factors were not fitted for."""
+    if factors.curvature not in _NEEDS[config.curvature]:
+        raise BadInput(
+            f"--curvature {config.curvature} needs factors fitted for it; "
+            f"{factors.artifact.path} holds {factors.curvature}",
+            f"fit them with --curvature {config.curvature}",
+        )
 
 
 def read_inverses(
