@@ -15,6 +15,7 @@ LABELS = ("sampled", "true")
 SCORERS = ("paper", "okapi", "l", "plus")
 ROUTES = ("auto", "dense", "factored", "shared")
 PRECISIONS = ("auto", "exact", "single", "fast")
+REFINE_SOLVERS = ("cg", "neumann")
 PLACEMENTS = ("device", "auto", "fsdp")
 DTYPES = ("auto", "float32", "float64", "bfloat16", "float16")
 FULL_RANK = "full"
@@ -150,15 +151,27 @@ class PreconditionConfig(StageConfig):
     bos: bool = False
     dtype: str = "auto"
     precision: str = "auto"
+    refine: int = 0
+    """Steps of a solve with the Gauss-Newton Hessian itself, from EK-FAC's answer; 0 for none."""
+    refine_solver: str = "cg"
+    refine_sequences: int | None = 256
+    """Of its corpus, that the Hessian is taken over: the same in all steps of `cg`, fresh ones in
+    each of `neumann`. None takes all."""
+    refine_tolerance: float = 1e-3
+    """The relative residual at which it stops."""
+    seed: int = 0
+    """Of the choice of sequences."""
 
     def __post_init__(self) -> None:
         if self.rank is not None and self.keep is not None:
             raise ValueError("rank and keep exclude each other: one of them must be None")
 
     def identity(self) -> dict[str, Any]:
-        """Without the settings of the compression that was not chosen."""
+        """Without the settings of what was not chosen."""
         whole = super().identity()
-        unused = ("keep", "max_rank") if self.keep is None else ("rank",)
+        unused = ["keep", "max_rank"] if self.keep is None else ["rank"]
+        if not self.refine:
+            unused += ["seed", *(key for key in whole if key.startswith("refine"))]
         return {key: whole[key] for key in whole if key not in unused}
 
 

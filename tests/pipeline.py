@@ -60,12 +60,18 @@ class Pipeline:
         return self.run / out
 
     def precondition(
-        self, file: Path, out: str = "queries", factors: str = "factors", **settings: Any
+        self,
+        file: Path,
+        out: str = "queries",
+        factors: str = "factors",
+        refine_corpus: str | None = None,
+        **settings: Any,
     ) -> Path:
         usual = {"rank": None, "keep": None, "dtype": self.dtype, "precision": "exact"}
         config = PreconditionConfig(**{**usual, **settings})
-        folder = self.run / out
-        precondition(str(self.model), self.run / factors, file, folder, config, self.runtime)
+        folder, refine = self.run / out, None if refine_corpus is None else self.run / refine_corpus
+        inputs = str(self.model), self.run / factors, file, folder
+        precondition(*inputs, config, self.runtime, refine)
         return folder
 
     def tfidf_filter(self, file: Path, out: str = "candidates", **settings: Any) -> Path:

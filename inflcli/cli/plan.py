@@ -11,7 +11,14 @@ import typer
 
 from inflcli import console
 from inflcli.cli import common
-from inflcli.cli.precondition import compression, damped
+from inflcli.cli.precondition import (
+    Refine,
+    RefineSequences,
+    RefineSolver,
+    compression,
+    damped,
+    refinement,
+)
 from inflcli.config import (
     CURVATURES,
     DTYPES,
@@ -100,6 +107,9 @@ def command(
             "--damping", help="Of precondition: absolute, or auto.", metavar="NUMBER|auto"
         ),
     ] = None,
+    refine: Refine = None,
+    refine_solver: RefineSolver = None,
+    refine_sequences: RefineSequences = None,
     route: Annotated[
         str, typer.Option("--route", help="Of scan: auto, dense, factored or shared.")
     ] = "auto",
@@ -170,6 +180,7 @@ def command(
             curvature=curvature,
             **compression(rank, keep, max_rank),
             **damped(damping_factor, damping),
+            **refinement(refine, refine_solver, refine_sequences),
         ),
         scan=ScanConfig(
             route=common.choice("route", route, ROUTES),

@@ -19,12 +19,40 @@ from inflcli.config import (
     DTYPES,
     FULL_RANK,
     PRECISIONS,
+    REFINE_SOLVERS,
     PreconditionConfig,
 )
 from inflcli.errors import BadInput
 
 NAME = "precondition"
 PANEL = common.PIPELINE
+Refine = Annotated[
+    int | None,
+    typer.Option(
+        "--refine",
+        min=0,
+        help="Steps of a solve with the exact curvature of all modules together, from EK-FAC's "
+        "answer; each costs about three passes a query over its sequences.",
+        show_default=str(PreconditionConfig.refine),
+    ),
+]
+RefineSolver = Annotated[
+    str | None,
+    typer.Option(
+        "--refine-solver",
+        help="With --refine: cg (conjugate gradients, the same sequences in each step), or neumann "
+        "(stochastic Neumann iterations, fresh ones in each).",
+        show_default=PreconditionConfig.refine_solver,
+    ),
+]
+RefineSequences = Annotated[
+    str | None,
+    typer.Option(
+        "--refine-sequences",
+        help="With --refine, how many sequences the curvature is taken over; all, or 0, takes all.",
+        show_default=str(PreconditionConfig.refine_sequences),
+    ),
+]
 
 
 def command(
@@ -88,6 +116,34 @@ def command(
     bos: Annotated[
         bool, typer.Option("--bos", help="Put the tokenizer's bos token before each prompt.")
     ] = False,
+    refine: Refine = None,
+    refine_solver: RefineSolver = None,
+    refine_corpus: Annotated[
+        Path | None,
+        typer.Option(
+            "--refine-corpus",
+            help="With --refine, a corpus made by prepare, whose sequences the curvature is taken "
+            "over.",
+            show_default=False,
+        ),
+    ] = None,
+    refine_sequences: RefineSequences = None,
+    refine_tolerance: Annotated[
+        float | None,
+        typer.Option(
+            "--refine-tolerance",
+            help="With --refine, the residual, relative to the gradient, at which it stops.",
+            show_default=str(PreconditionConfig.refine_tolerance),
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            "--seed",
+            help="With --refine, of the choice of sequences.",
+            show_default=str(PreconditionConfig.seed),
+        ),
+    ] = None,
     device: common.Device = "auto",
     device_map: common.DeviceMap = None,
     dtype: common.Dtype = "auto",
@@ -111,6 +167,8 @@ def command(
         **compression(rank, keep, max_rank),
         **damped(damping_factor, damping),
         bos=bos,
+        **refinement(refine, refine_solver, refine_sequences),
+        **refined_alone(refine, refine_corpus, refine_tolerance, seed),
         dtype=common.choice("dtype", dtype, DTYPES),
         precision=common.choice("precision", precision, PRECISIONS),
     )
@@ -123,7 +181,9 @@ def command(
     )
     from inflcli.stages.precondition import precondition
 
-    common.finish(precondition(model, factors, queries, out, config, runtime), as_json)
+    common.finish(
+        precondition(model, factors, queries, out, config, runtime, refine_corpus), as_json
+    )
 
 
 def compression(rank: str | None, keep: float | None, max_rank: int | None) -> dict[str, Any]:
@@ -160,6 +220,42 @@ def _damping(text: str) -> float:
         if 0 <= float(text) < math.inf:
             return float(text)
     raise BadInput(f"--damping {text} is neither {AUTO} nor a number from 0 on")
+
+
+def refinement(refine: int | None, solver: str | None, sequences: str | None) -> dict[str, Any]:
+    """The settings of a refinement that decide its cost. Raises BadInput."""
+    _require_refine(refine, solver=solver, sequences=sequences)
+    found: dict[str, Any] = {"refine": refine or 0}
+    if solver is not None:
+        found["refine_solver"] = common.choice("refine-solver", solver, REFINE_SOLVERS)
+    if sequences is not None:
+        if sequences != "all" and not sequences.isdigit():
+            raise BadInput(f"--refine-sequences {sequences} is neither all nor a number")
+        found["refine_sequences"] = None if sequences == "all" else int(sequences) or None
+    return found
+
+
+def refined_alone(
+    refine: int | None, corpus: Path | None, tolerance: float | None, seed: int | None
+) -> dict[str, Any]:
+    """Its other settings. Raises BadInput."""
+    _require_refine(refine, corpus=corpus, tolerance=tolerance)
+    if seed is not None and refine is None:
+        raise BadInput("--seed goes with --refine")
+    found: dict[str, Any] = {}
+    if tolerance is not None:
+        if not 0 <= tolerance < 1:
+            raise BadInput(f"--refine-tolerance {tolerance} is not from 0 to below 1")
+        found["refine_tolerance"] = tolerance
+    if seed is not None:
+        found["seed"] = common.checked_seed(seed)
+    return found
+
+
+def _require_refine(refine: int | None, **given: object) -> None:
+    for name, value in given.items():
+        if value is not None and refine is None:
+            raise BadInput(f"--refine-{name} goes with --refine")
 
 
 def _rank(text: str) -> int | None:

@@ -51,17 +51,23 @@ class Differentiable(Protocol):
 def gauss_newton_sum(model: Differentiable, batch: Any, vectors: Mapping[str, Tensor]) -> Matrices:
     """The sum over a batch's sequences of Jᵀ H J v, for K vectors, in their type.
 
-    Cost, a vector: a forward pass in forward mode, a plain one, a backward through activations,
-    and the products V a and gᵀ a of every module. All vectors' passes are one batch, K times as
-    large. Raises NotImplementedError where an operator of the network has no forward mode.
+    The passes are in the network's type. Cost, a vector: a forward pass in forward mode, which is
+    two, a plain one, a backward through activations, and the products V a and gᵀ a of every module.
+    All vectors' passes are one batch, K times as large. Raises NotImplementedError where an
+    operator of the network has no forward mode.
     """
     count = len(next(iter(vectors.values())))
     many = model.repeated(batch, count)
+    # Each of a norm near 1 by a power of two, which rounds nothing: half types hold few powers.
+    sizes = _norms(vectors)
+    scale = torch.where(sizes > 0, torch.frexp(sizes).mantissa / sizes, 1.0)
 
     def push(module: Linear, a: Tensor) -> Tensor:
         v = vectors[module.name]
-        rows = a.reshape(count, -1, a.shape[-1])
-        return (rows @ v.mT.to(a.dtype)).view(*a.shape[:-1], v.shape[1])
+        v = (v * scale.to(v)[:, None, None]).to(a)
+        # What moves a is the network's own doing: here it stands still.
+        rows = forward_ad.unpack_dual(a).primal.reshape(count, -1, a.shape[-1])
+        return (rows @ v.mT).view(*a.shape[:-1], v.shape[1])
 
     # Of the attention kernels only the plain one has a forward mode.
     with sdpa_kernel(SDPBackend.MATH), torch.no_grad(), forward_ad.dual_level():
@@ -75,11 +81,11 @@ def gauss_newton_sum(model: Differentiable, batch: Any, vectors: Mapping[str, Te
 
     def consume(module: Linear, a: Tensor, g: Tensor) -> None:
         a, g = (x.reshape(count, -1, x.shape[-1]).to(vectors[module.name]) for x in (a, g))
-        found[module.name] = g.mT @ a
+        found[module.name] = (g.mT @ a).div_(scale.to(g)[:, None, None])
 
     shape = torch.Size((count * model.sequences(batch), -1))
     capture = Capture(model.network, model.modules, consume, shape)
-    with sdpa_kernel(SDPBackend.MATH), frozen(model.network), torch.enable_grad(), capture:
+    with frozen(model.network), torch.enable_grad(), capture:
         model.top(many).backward(curved)
     return found
 
@@ -97,7 +103,13 @@ class GaussNewton:
             count += self.model.sequences(batch)
             for name, part in gauss_newton_sum(self.model, batch, vectors).items():
                 total[name] += part
-        return {name: value / max(count, 1) for name, value in total.items()}
+        return {name: value.div_(max(count, 1)) for name, value in total.items()}
+
+
+def _norms(vectors: Mapping[str, Tensor]) -> Tensor:
+    """[K] float64."""
+    parts = [torch.linalg.vector_norm(v.flatten(1), dim=1).double() for v in vectors.values()]
+    return torch.stack(parts).square().sum(0).sqrt()
 
 
 class frozen:

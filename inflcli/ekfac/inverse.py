@@ -6,6 +6,7 @@ Axes: a [n, T, M], g [n, T, P], V [n, P, M].
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -92,6 +93,51 @@ class DampedInverse:
         return basis_s.out_of(left.mT).mT, basis_a.out_of(right.mT).mT
 
 
+class Preconditioned(Protocol):
+    """n matrices V = (G + λI)⁻¹ DW of one module, to be formed a few at a time in whatever
+    orthogonal basis they come in."""
+
+    @property
+    def count(self) -> int: ...
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor of their type, on their device."""
+
+    def preconditioned(self, rows: list[int]) -> Tensor:
+        """Some of them in that basis, [len(rows), P, M], to do with as one likes."""
+
+    def rotate_back(self, v: Tensor) -> Tensor:
+        """V [..., P, M] in the model's coordinates."""
+
+    def rotate_factors_back(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+        """left [P, K] and right [M, K] in the model's coordinates."""
+
+
+@dataclass(frozen=True)
+class GivenMatrices:
+    """V [n, P, M] as it is, in the model's coordinates."""
+
+    v: Tensor
+
+    @property
+    def count(self) -> int:
+        return len(self.v)
+
+    @property
+    def like(self) -> Tensor:
+        return self.v
+
+    def preconditioned(self, rows: list[int]) -> Tensor:
+        return self.v[rows]
+
+    def rotate_back(self, v: Tensor) -> Tensor:
+        return v
+
+    def rotate_factors_back(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+        return left, right
+
+
 @dataclass(frozen=True)
 class RotatedGradients:
     """n gradients as the a and g that they are formed from, in the eigenbasis if `rotated`."""
@@ -100,6 +146,20 @@ class RotatedGradients:
     a: Tensor
     g: Tensor
     rotated: bool
+
+    @property
+    def count(self) -> int:
+        return len(self.a)
+
+    @property
+    def like(self) -> Tensor:
+        return self.a
+
+    def rotate_back(self, v: Tensor) -> Tensor:
+        return self.inverse.rotate_back(v)
+
+    def rotate_factors_back(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+        return self.inverse.rotate_factors_back(left, right)
 
     def preconditioned(self, rows: list[int]) -> Tensor:
         """(Q_Sᵀ gᵀa Q_A) / (Λ + λ) of some of them, [len(rows), P, M].

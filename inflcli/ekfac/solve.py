@@ -16,8 +16,9 @@ from inflcli.ekfac.gauss_newton import Matrices
 
 Apply = Callable[[Matrices], Matrices]
 _TINY = 1e-300
-_DIVERGED = 1e3
-"""Times |b| that a residual may reach before an iteration is called divergent."""
+_DIVERGED, _ENDED = 1e3, 2.0
+"""Times the first residual, or |b| if that is more, that a residual may reach before an iteration
+is called divergent: on the way, where it may well rise at first, and at the end."""
 _HALVINGS = 20
 
 
@@ -29,6 +30,7 @@ class Solution:
     residuals: list[Tensor]
     """|b - (G + λI) x| / |b| before the first step and after each, [K] float64."""
     converged: bool
+    """Whether every residual is the tolerance or less."""
     step_size: float = 1.0
 
     @property
@@ -58,36 +60,40 @@ def conjugate_gradient(
 
     The iterates' residuals are smoothed (Schönauer): an answer is the point of smallest residual
     between the answer before and the iterate. Stops where every residual is `tolerance` or less.
-    From a `start` of `precondition(b)` no step returns just that. Cost a step: one product and one
-    preconditioning. Memory: seven vectors a system.
+    From a `start` of `precondition(b)` no step returns just that. Raises ArithmeticError where a
+    residual is not finite. Cost a step: one product and one preconditioning. Memory: seven vectors
+    a system, `b` and `start` among them, and what the product takes.
     """
-    turn = precondition or _same
+    turn = precondition or _copy
     size = norm(b).clamp(min=_TINY)
-    if start is None:
-        x = {name: torch.zeros_like(value) for name, value in b.items()}
-        r = _copy(b)
-    else:
-        x = _copy(start)
-        r = _add(b, apply(x), -1.0)
+    x = _zeros(b) if start is None else _copy(start)
+    r = _copy(b) if start is None else _add(b, apply(x), -1.0)
     best, left = _copy(x), _copy(r)
-    residuals = [norm(left) / size]
-    z = turn(r)
-    p, rz = _copy(z), dot(r, z)
+    residuals = [_finite(norm(left) / size)]
+    p: Matrices | None = None
+    rz = torch.zeros_like(size)
     for _ in range(steps):
-        if bool((residuals[-1] <= tolerance).all()):
+        if _within(residuals, tolerance):
             break
+        z = turn(r)
+        before, rz = rz, dot(r, z)
+        if p is None:
+            p = _copy(z)
+        else:
+            beta = torch.where(before > 0, rz / before.clamp(min=_TINY), 0.0)
+            for name, value in p.items():
+                value.mul_(_scalar(beta, value)).add_(z[name])
+        del z
         ap = apply(p)
         curvature = dot(p, ap)
         # A system that is solved, or has left the numbers' range, stands still.
         alpha = torch.where(curvature > 0, rz / curvature.clamp(min=_TINY), 0.0)
-        x, r = _add(x, p, alpha), _add(r, ap, -alpha)
-        best, left = _smoothed(best, left, x, r)
-        residuals.append(norm(left) / size)
-        z = turn(r)
-        fresh = dot(r, z)
-        beta = torch.where(rz > 0, fresh / rz.clamp(min=_TINY), 0.0)
-        p, rz = _add(z, p, beta), fresh
-    return Solution(best, residuals, bool((residuals[-1] <= tolerance).all()))
+        _move(x, alpha, p)
+        _move(r, -alpha, ap)
+        del ap
+        _smooth(best, left, x, r)
+        residuals.append(_finite(norm(left) / size))
+    return Solution(best, residuals, _within(residuals, tolerance))
 
 
 def neumann(
@@ -99,37 +105,48 @@ def neumann(
     steps: int,
     step_size: float | None = None,
     tail: float = 0.5,
+    tolerance: float = 0.0,
 ) -> Solution:
     """x ← x + α P (b - (G_j + λI) x), with the damped product of a fresh minibatch in step j.
 
     P is the EK-FAC inverse (ASTRA); with P = I this is LiSSA. The answer is the mean of the last
-    `tail` of the iterates, which averages the minibatches' noise out. `products(j)` gives v to
-    (G_j + λI) v. Without a `step_size` it is one over the largest eigenvalue of P (G_0 + λI), by
-    power iteration; where a residual grows past a thousand |b| the iteration has diverged, and
-    begins again with half the step. `residuals` are the minibatches', of the iterates. Raises
-    ArithmeticError if twenty halvings do not help. Cost a step: a product and a preconditioning.
+    `tail` of the iterates, which averages the minibatches' noise out; of the last alone if `tail`
+    is 0. `products(j)` gives v to (G_j + λI) v. Without a `step_size` it is one over the largest
+    eigenvalue of P (G_0 + λI), by power iteration; where a residual grows past a thousand times
+    what it was (or |b|), or ends above twice that, the iteration has diverged, and begins again
+    with half the step. Stops at an iterate whose every residual, of its own minibatch, is
+    `tolerance` or less. `residuals` are the minibatches', of the iterates; the last is that of the
+    answer, of one more minibatch. Raises ArithmeticError if twenty halvings do not help. Cost a
+    step: one product and one preconditioning. Memory: six vectors a system, `b` and `start` among
+    them, and what the product takes.
     """
-    size, last = norm(b).clamp(min=_TINY), max(1, round(tail * steps))
-    first = products(0)
-    alpha = step_size or 1.0 / largest_eigenvalue(lambda v: precondition(first(v)), b)
+    if step_size is None:
+        first = products(0)
+        step_size = 1.0 / largest_eigenvalue(lambda v: precondition(first(v)), b)
+    size, averaged = norm(b).clamp(min=_TINY), max(1, round(tail * steps))
     for _ in range(_HALVINGS):
-        x = _copy(start) if start is not None else {n: torch.zeros_like(v) for n, v in b.items()}
-        mean = {name: torch.zeros_like(value) for name, value in b.items()}
-        residuals, kept = [], 0
+        x = _zeros(b) if start is None else _copy(start)
+        mean, kept = x, 0
+        residuals: list[Tensor] = []
         for step in range(steps):
             r = _add(b, products(step)(x), -1.0)
             residuals.append(norm(r) / size)
-            if not bool((residuals[-1] < _DIVERGED).all()):
+            if _within(residuals, tolerance):
+                return Solution(x, residuals, True, step_size)
+            if not _bounded(residuals, _DIVERGED):
                 break
-            x = _add(x, precondition(r), alpha)
-            if step >= steps - last:
+            _move(x, torch.full_like(size, step_size), precondition(r))
+            if averaged > 1 and step >= steps - averaged:
                 kept += 1
-                mean = _add(mean, _add(x, mean, -1.0), 1.0 / kept)
+                mean = _copy(x) if kept == 1 else mean
+                for name, value in mean.items():
+                    value.lerp_(x[name], 1.0 / kept)
         else:
             residuals.append(norm(_add(b, products(steps)(mean), -1.0)) / size)
-            return Solution(mean, residuals, True, alpha)
-        alpha /= 2
-    raise ArithmeticError(f"Neumann iterations diverge even with a step of {alpha:.3g}")
+            if _bounded(residuals, _ENDED):
+                return Solution(mean, residuals, _within(residuals, tolerance), step_size)
+        step_size /= 2
+    raise ArithmeticError(f"Neumann iterations diverge even with a step of {step_size:.3g}")
 
 
 def lissa(
@@ -144,27 +161,33 @@ def lissa(
     The same iterates as `neumann` without a preconditioner, from zero; the last is the answer, as
     is usual. The scale 1/α is found automatically, and divergence detected, as there.
     """
-    return neumann(
-        products, b, precondition=_same, steps=steps, step_size=step_size, tail=1.0 / steps
-    )
+    return neumann(products, b, precondition=_copy, steps=steps, step_size=step_size, tail=0.0)
 
 
 def largest_eigenvalue(apply: Apply, like: Matrices, steps: int = 20) -> float:
     """Of the operator, by power iteration: from below, so an allowance of 10 % is made."""
     generator = torch.Generator().manual_seed(0)
     v = {n: torch.randn(x[:1].shape, generator=generator).to(x) for n, x in like.items()}
-    found = torch.zeros(())
+    found = norm(v)
     for _ in range(steps):
-        v = {name: value / norm(v).clamp(min=_TINY).item() for name, value in v.items()}
-        v = apply(v)
+        size = float(found.clamp(min=_TINY))
+        v = apply({name: value / size for name, value in v.items()})
         found = norm(v)
     return 1.1 * float(found)
 
 
+def relative_residual(apply: Apply, x: Matrices, b: Matrices) -> Tensor:
+    """|b - A x| / |b|, [K] float64. Cost: a product."""
+    return norm(_add(b, apply(x), -1.0)) / norm(b).clamp(min=_TINY)
+
+
 def dot(x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> Tensor:
     """<x, y> over all modules, [K] float64."""
-    parts = [torch.linalg.vecdot(x[n].flatten(1), y[n].flatten(1)).double() for n in x]
-    return torch.stack(parts).sum(0)
+    return torch.stack([_dot(x[name], y[name]) for name in x]).sum(0)
+
+
+def _dot(x: Tensor, y: Tensor) -> Tensor:
+    return torch.linalg.vecdot(x.flatten(1), y.flatten(1)).double()
 
 
 def norm(x: Mapping[str, Tensor]) -> Tensor:
@@ -172,28 +195,51 @@ def norm(x: Mapping[str, Tensor]) -> Tensor:
     return dot(x, x).sqrt()
 
 
-def _smoothed(
-    best: Matrices, left: Matrices, x: Matrices, r: Matrices
-) -> tuple[Matrices, Matrices]:
-    """The point of smallest residual on the line from `best`, whose residual is `left`, to x."""
-    change = _add(r, left, -1.0)
-    square = dot(change, change)
-    share = torch.where(square > 0, -dot(left, change) / square.clamp(min=_TINY), 0.0)
-    return _add(best, _add(x, best, -1.0), share), _add(left, change, share)
+def _smooth(best: Matrices, left: Matrices, x: Matrices, r: Matrices) -> None:
+    """Move `best`, whose residual is `left`, to the point of smallest residual on the line to x."""
+    parts = []
+    for name, value in left.items():
+        change = r[name] - value
+        parts.append(torch.stack([_dot(value, change), _dot(change, change)]))
+    along, square = torch.stack(parts).sum(0)
+    share = torch.where(square > 0, -along / square.clamp(min=_TINY), 0.0)
+    for name, value in left.items():
+        value.addcmul_(_scalar(share, value), r[name] - value)
+        best[name].addcmul_(_scalar(share, value), x[name] - best[name])
 
 
-def _add(x: Mapping[str, Tensor], y: Mapping[str, Tensor], scale: Tensor | float) -> Matrices:
-    """x + scale y, a scale a system."""
-    found = {}
+def _move(x: Matrices, scale: Tensor, y: Mapping[str, Tensor]) -> None:
+    """x ← x + scale y, a scale a system."""
     for name, value in x.items():
-        one = scale.to(value)[:, None, None] if isinstance(scale, Tensor) else scale
-        found[name] = value + one * y[name]
-    return found
+        value.addcmul_(_scalar(scale, value), y[name])
+
+
+def _add(x: Mapping[str, Tensor], y: Mapping[str, Tensor], scale: float) -> Matrices:
+    return {name: torch.add(value, y[name], alpha=scale) for name, value in x.items()}
+
+
+def _scalar(scale: Tensor, like: Tensor) -> Tensor:
+    return scale.to(like)[:, None, None]
 
 
 def _copy(x: Mapping[str, Tensor]) -> Matrices:
     return {name: value.clone() for name, value in x.items()}
 
 
-def _same(x: Matrices) -> Matrices:
-    return x
+def _zeros(like: Mapping[str, Tensor]) -> Matrices:
+    return {name: torch.zeros_like(value) for name, value in like.items()}
+
+
+def _finite(residuals: Tensor) -> Tensor:
+    if not bool(torch.isfinite(residuals).all()):
+        raise ArithmeticError("a residual of conjugate gradients is not finite")
+    return residuals
+
+
+def _within(residuals: list[Tensor], tolerance: float) -> bool:
+    return bool((residuals[-1] <= tolerance).all())
+
+
+def _bounded(residuals: list[Tensor], times: float) -> bool:
+    """Whether the last residuals are below so many times the first ones, or |b|."""
+    return bool((residuals[-1] < times * residuals[0].clamp(min=1.0)).all())

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from inflcli.shapes import SEQUENCES, round_up
 
-_TOKENS_A_BATCH = 4096
+TOKENS_A_BATCH = 4096
 _MOST_UNITS = 8192
 
 
@@ -49,26 +49,29 @@ class Batch:
 
 
 def plan_batches(
-    ids: NDArray[np.int64], lengths: NDArray[np.int32], batch_size: int | None
+    ids: NDArray[np.int64],
+    lengths: NDArray[np.int32],
+    batch_size: int | None,
+    tokens: int = TOKENS_A_BATCH,
 ) -> list[NDArray[np.int64]]:
     """Cut `ids` into batches of sequences of similar length, longest first.
 
-    `lengths` are those of `ids`. Without a batch size a batch holds about 4,096 tokens. The
-    order is fixed, so that a resumed run adds in the same order.
+    `lengths` are those of `ids`. Without a batch size a batch holds about `tokens` tokens, and one
+    sequence at least. The order is fixed, so that a resumed run adds in the same order.
     """
     order = np.argsort(-lengths.astype(np.int64), kind="stable")
     batches, first = [], 0
     while first < len(order):
         longest = max(int(lengths[order[first]]), 1)
-        size = batch_size or _usual_size(longest)
+        size = batch_size or _usual_size(longest, tokens)
         batches.append(ids[order[first : first + size]])
         first += size
     return batches
 
 
-def _usual_size(longest: int) -> int:
-    """Sequences of about 4,096 tokens together; lengths and sizes are few, as are shapes then."""
-    size = max(1, _TOKENS_A_BATCH // round_up(longest))
+def _usual_size(longest: int, tokens: int) -> int:
+    """Sequences of about so many tokens together; lengths and sizes are few, as are shapes then."""
+    size = max(1, tokens // round_up(longest))
     return size - size % SEQUENCES if size > SEQUENCES else size
 
 

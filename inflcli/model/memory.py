@@ -6,6 +6,7 @@ import os
 
 import psutil
 import torch
+from torch import Tensor, nn
 
 _SHARE = 0.5
 _KERNELS = "64"
@@ -20,6 +21,27 @@ def bound_kernel_caches() -> None:
     """
     for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(cache, _KERNELS)
+
+
+class Kept(torch.autograd.graph.saved_tensors_hooks):
+    """Adds up what the passes within keep for their backward, without the network's weights."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__(self.keep, lambda tensor: tensor)
+        self._weights = {value.untyped_storage()._cdata for value in network.parameters()}
+        # The storages themselves, so that none is freed and its address used again.
+        self._held: dict[int, torch.UntypedStorage] = {}
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        """Count a tensor's storage, once."""
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._weights:
+            self._held[storage._cdata] = storage
+        return tensor
+
+    @property
+    def bytes(self) -> int:
+        return sum(one.nbytes() for one in self._held.values())
 
 
 def budget(gib: float | None, device: torch.device) -> float:

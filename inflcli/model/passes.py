@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -51,6 +52,10 @@ class Passes:
         ):
             head = None  # a tracked head must see its gradient like any other module
         return cls(model, modules, head, precision)
+
+    @property
+    def network(self) -> nn.Module:
+        return self.model.network
 
     def run(self, batch: Batch, labels: Sequence[Labels], consume: Consumer) -> Tensor:
         """One forward, and one backward for each entry of `labels`.
@@ -110,6 +115,39 @@ class Passes:
                 powers, total, target, log_p[part] = _softmax(logits, given, sampled)
                 gradient[part] = self._slope(powers, total, target, flat.dtype)
         return gradient.view_as(top), log_p.view(batch.tokens.shape)
+
+    # What products with the Gauss-Newton Hessian need (`ekfac.gauss_newton.Differentiable`).
+
+    def repeated(self, batch: Batch, times: int) -> Batch:
+        """The batch so many times, one after the other."""
+        tokens, predicted = (x.repeat(times, 1) for x in (batch.tokens, batch.predicted))
+        return Batch(tokens, predicted, np.tile(batch.ids, times))
+
+    def sequences(self, batch: Batch) -> int:
+        return len(batch.ids)
+
+    def top(self, batch: Batch) -> Tensor:
+        return self.forward(batch.tokens)
+
+    def curvature_at_top(self, top: Tensor, tangent: Tensor, batch: Batch) -> Tensor:
+        """Wᵀ H W u of a tangent u of the top, with H = diag(p) - p pᵀ at every predicted position
+        and zero elsewhere; W is the head, or the identity without a plain one.
+
+        Cost: three products with W at the predicted positions, in chunks of them.
+        """
+        flat, moved = (x.reshape(-1, x.shape[-1]) for x in (top, tangent))
+        curved, head = torch.zeros_like(flat), self.head
+        element = self.model.statistics_dtype
+        step = max(1, _CHUNK_ELEMENTS // (2 * self.model.vocabulary))  # p and u beside each other
+        with torch.no_grad():
+            for part in batch.rows.to(flat.device).split(step):
+                logits, u = flat[part], moved[part]
+                if head is not None:
+                    logits, u = head(logits), u @ head.weight.T  # a bias does not move
+                p, u = logits.to(element).softmax(-1), u.to(element)
+                u = (p * (u - (p * u).sum(-1, keepdim=True))).to(flat.dtype)
+                curved[part] = u if head is None else u @ head.weight
+        return curved.view_as(top)
 
     def _slope(self, powers: Tensor, total: Tensor, target: Tensor, dtype: torch.dtype) -> Tensor:
         """`onehot(y) - powers / total` [n, V], or its product with the head's weight [n, D]."""

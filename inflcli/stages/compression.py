@@ -2,6 +2,7 @@
 
 The chunk's gradients are held as the rows that they are formed from, so that every module's
 matrices exist only a few at a time, and can be formed again where a query needs a higher rank.
+Refined ones come as matrices.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from inflcli.config import PreconditionConfig
 from inflcli.ekfac import LowRank, allocate, energy, truncate
-from inflcli.ekfac.inverse import RotatedGradients
+from inflcli.ekfac.inverse import Preconditioned
 from inflcli.model.tracked import TrackedModule
 from inflcli.stages import common
 
@@ -22,6 +23,8 @@ FIRST_RANK = 64
 _MATRIX_BYTES = 1 << 23
 """Matrices worked on together: more leave the cache, and are no faster."""
 _TOKENS_A_CHUNK = 4096
+Held = tuple[TrackedModule, Preconditioned]
+"""A module, and its V of a chunk of queries."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Candidates:
     """The leading components found so far of one module's V, by query."""
 
     module: TrackedModule
-    gradients: RotatedGradients
+    gradients: Preconditioned
     limit: int
     """No query keeps more of them."""
     single: bool
@@ -76,7 +79,7 @@ class Candidates:
         count = range(len(ranks))
         left = torch.cat([self.found[q].left[:, : ranks[q]] for q in count], 1)
         right = torch.cat([self.found[q].right[:, : ranks[q]] for q in count], 1)
-        left, right = self.gradients.inverse.rotate_factors_back(left, right)
+        left, right = self.gradients.rotate_factors_back(left, right)
         owner = torch.arange(len(ranks)).repeat_interleave(torch.tensor(ranks))
         found = [len(self.found[q].energies) for q in count]
         kept = [float(self.found[q].energies[: ranks[q]].sum()) for q in count]
@@ -86,24 +89,22 @@ class Candidates:
 
 
 def _candidates(
-    module: TrackedModule, gradients: RotatedGradients, config: PreconditionConfig
+    module: TrackedModule, gradients: Preconditioned, config: PreconditionConfig
 ) -> Candidates:
     return Candidates(module, gradients, _limit(module, config), config.precision != "exact")
 
 
 def matrices(
-    module: TrackedModule, gradients: RotatedGradients, rows: Sequence[int]
+    module: TrackedModule, gradients: Preconditioned, rows: Sequence[int]
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """V in the eigenbasis of the queries `rows`, a few at a time."""
-    step = max(1, _MATRIX_BYTES // (module.parameters * gradients.a.element_size()))
+    """V in its basis of the queries `rows`, a few at a time."""
+    step = max(1, _MATRIX_BYTES // (module.parameters * gradients.like.element_size()))
     for first in range(0, len(rows), step):
         part = list(rows[first : first + step])
         yield part, gradients.preconditioned(part)
 
 
-def compress(
-    held: list[tuple[TrackedModule, RotatedGradients]], config: PreconditionConfig
-) -> Iterator[tuple[str, Compressed]]:
+def compress(held: list[Held], config: PreconditionConfig) -> Iterator[tuple[str, Compressed]]:
     """Compress a chunk of queries, module by module; empties `held`, to free what is done with.
 
     Raises NumericalFault naming a module whose V is not finite.
@@ -118,13 +119,13 @@ def compress(
             yield module.name, _whole(module, gradients)
         else:
             candidates = _candidates(module, gradients, config)
-            count = gradients.a.shape[0]
+            count = gradients.count
             candidates.find(range(count), candidates.limit)
             yield module.name, candidates.keep([candidates.limit] * count)
 
 
 def compress_again(
-    held: list[tuple[TrackedModule, RotatedGradients]],
+    held: list[Held],
     config: PreconditionConfig,
     before: Sequence[Mapping[str, Mapping[str, int]]],
 ) -> Iterator[tuple[str, Compressed]]:
@@ -158,7 +159,7 @@ def _allocated(found: list[Candidates], share: float) -> Iterator[tuple[str, Com
     More components are found where all that are known would be kept. A higher rank there lowers
     no other module's need, so this ends, with the allocation that all components would give.
     """
-    count = found[0].gradients.a.shape[0]
+    count = found[0].gradients.count
     sizes = [candidates.module.inputs + candidates.module.outputs for candidates in found]
     wanting, rank = [list(range(count)) for _ in found], FIRST_RANK
     while any(wanting):
@@ -180,12 +181,12 @@ def _allocated(found: list[Candidates], share: float) -> Iterator[tuple[str, Com
         yield candidates.module.name, candidates.keep(taken)
 
 
-def _whole(module: TrackedModule, gradients: RotatedGradients) -> Compressed:
-    """Every V as it is, outside of the eigenbasis."""
-    count = gradients.a.shape[0]
-    dense, energies = gradients.a.new_empty(count, module.outputs, module.inputs), []
+def _whole(module: TrackedModule, gradients: Preconditioned) -> Compressed:
+    """Every V as it is, in the model's coordinates."""
+    count = gradients.count
+    dense, energies = gradients.like.new_empty(count, module.outputs, module.inputs), []
     for part, v in matrices(module, gradients, range(count)):
-        dense[part[0] : part[-1] + 1] = gradients.inverse.rotate_back(v)
+        dense[part[0] : part[-1] + 1] = gradients.rotate_back(v)
         energies += energy(v).tolist()
     ranks = [min(module.inputs, module.outputs)] * count
     return Compressed({"dense": dense}, None, ranks, ranks, energies, energies)

@@ -43,14 +43,20 @@ def partition(
 
 def chosen_sequences(corpus: CorpusReader, config: FitFactorsConfig) -> NDArray[np.int64]:
     """The sequences of the fit that predict something: all, or a seeded sample, ascending."""
+    return sampled_sequences(corpus, config.max_sequences, config.seed)
+
+
+def sampled_sequences(
+    corpus: CorpusReader, wanted: int | None, seed: int | Sequence[int]
+) -> NDArray[np.int64]:
+    """So many of the sequences that predict something (None: all), ascending. Raises BadInput."""
     usable = np.flatnonzero(corpus.lengths >= 2)
     if len(usable) == 0:
         raise BadInput(f"{corpus.artifact.path} holds no sequence of two tokens or more")
-    wanted = config.max_sequences
     if wanted is None or wanted >= len(usable):
         return usable
     # A sample, not the first ones: corpora are often sorted by source.
-    return np.sort(np.random.default_rng(config.seed).choice(usable, wanted, replace=False))
+    return np.sort(np.random.default_rng(seed).choice(usable, wanted, replace=False))
 
 
 def draw_labels(config: FitFactorsConfig, stream: int) -> list[Labels]:

@@ -8,7 +8,7 @@ import torch
 
 from inflcli.artifacts import factors as store
 from inflcli.artifacts.factors import Eigen, FactorsReader
-from inflcli.config import AUTO, PreconditionConfig, has_corrected
+from inflcli.config import AUTO, CURVATURES, PreconditionConfig, has_corrected
 from inflcli.ekfac import Basis, DampedInverse, damping_value, kfac_eigenvalues
 from inflcli.errors import BadInput
 from inflcli.model.load import LoadedModel
@@ -16,6 +16,22 @@ from inflcli.model.tracked import TrackedModule
 from inflcli.stages import common
 
 _BY_NUMBER = "give --damping or --damping-factor a number"
+_NEEDS = {
+    "ekfac": ("ekfac",),
+    "ec-shampoo": ("ec-shampoo",),
+    "kfac": ("ekfac", "kfac"),  # the eigenvalues of ec-shampoo are not those of A and S
+    "identity": CURVATURES,
+}
+
+
+def require_curvature(factors: FactorsReader, config: PreconditionConfig) -> None:
+    """Raises BadInput for a curvature that the factors were not fitted for."""
+    if factors.curvature not in _NEEDS[config.curvature]:
+        raise BadInput(
+            f"--curvature {config.curvature} needs factors fitted for it; "
+            f"{factors.artifact.path} holds {factors.curvature}",
+            f"fit them with --curvature {config.curvature}",
+        )
 
 
 def require_halves(config: PreconditionConfig, splits: int) -> None:

@@ -75,8 +75,19 @@ def _model_facts(manifests: Manifests) -> list[Fact]:
     facts.append(Fact("Curvature", curvature, _CURVATURES.get(curvature, "")))
     if curvature != "identity":
         facts.append(_damping(manifests))
+        facts += _refinement_facts(queries)
         facts += _fit_facts(manifests["factors"]) if "factors" in manifests else []
     return facts
+
+
+def _refinement_facts(queries: Manifest) -> list[Fact]:
+    found = queries.details.get("refinement")
+    if found is None:
+        return []
+    before, after = (found[f"residual_{when}"]["median"] for when in ("before", "after"))
+    steps = f"{found['steps']} steps of {found['solver']} on {found['sequences']:,} sequences"
+    note = f"relative residual {before:.2g} with EK-FAC alone, {after:.2g} now, in the median query"
+    return [Fact("Refined", steps, note)]
 
 
 def _fit_facts(factors: Manifest) -> list[Fact]:
@@ -201,6 +212,11 @@ def caveats(manifests: Manifests, views: Sequence[QueryView]) -> list[str]:
         "A strong token sits just before what it teaches: its influence comes from the prediction "
         "of its successor.",
     ]
+    if "refinement" in queries.details:
+        found[2] = (
+            "The curvature was solved with over a sample of sequences, and only so far as the "
+            "residuals say; damping hides directions in which the model is nearly flat."
+        )
     if queries.config["curvature"] == "identity":
         found[2] = (
             "These scores are gradient dot products, without a curvature: sequences with large "

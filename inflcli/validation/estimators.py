@@ -103,7 +103,7 @@ def ekfac(
                 if damping is None
                 else by_module(problem.model, damping)
             )
-            inverse = curvature.inverse("kfac" if kind == "kfac" else "ekfac", damping=given)
+            inverse = curvature.inverse("kfac" if kind == "kfac" else None, damping=given)
             details |= {"label_samples": label_samples, "seed": seed}
     details["damping"] = inverse.damping
 

@@ -8,7 +8,8 @@ from inflcli.model.tracked import group_names
 from inflcli.stages.compression import FIRST_RANK, queries_a_chunk
 from inflcli.stages.planning import flops
 from inflcli.stages.planning.estimates import FILE_BYTES, Estimate, bases_bytes, factor_bytes
-from inflcli.stages.planning.rates import Rates, most_columns
+from inflcli.stages.planning.rates import LOGITS_HELD, Rates, most_columns
+from inflcli.stages.planning.refining import refine_bytes, refine_flops
 from inflcli.stages.planning.routes import Routed
 from inflcli.stages.planning.task import Reading, Task
 from inflcli.stages.precondition import LARGEST_CHUNK
@@ -42,6 +43,12 @@ def precondition(task: Task, rates: Rates) -> Estimate:
     }
     memory = rates.base + inverses_bytes(task) + chunk_bytes(task, rates.columns)
     memory += rates.working["queries"]
+    if config.refine:
+        more = refine_flops(task, modules)
+        parts["refine"], work = more / rates.speed["refine"], work + more
+        # The bases are float32 here, however fast the other products are.
+        bases = inverses_bytes(task) * task.element // task.product
+        memory = max(memory, rates.base + bases + refine_bytes(task) + LOGITS_HELD)
     return Estimate("precondition", work, parts, memory, disk, rates.bounded)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import (
     FlopCounterMode,
@@ -17,6 +17,7 @@ from torch.utils.flop_counter import (
 
 from inflcli.ekfac.capture import Capture
 from inflcli.errors import BadInput
+from inflcli.model.memory import Kept
 from inflcli.model.tracked import TrackedModule, find_tracked, share_tracked
 
 
@@ -32,6 +33,8 @@ class Outline:
     width: int
     """Of the hidden states."""
     layers: int
+    heads: int
+    """Of an attention."""
     context: int | None
     own_dtype: str
     """The floating-point type that the model's files hold."""
@@ -84,6 +87,7 @@ def read_outline(folder: Path, wanted: str, tokens: int, *, share: bool = True) 
             vocabulary=int(embeddings.num_embeddings),
             width=int(embeddings.embedding_dim),
             layers=max([getattr(config, "num_hidden_layers", 1), *(m.layer + 1 for m in modules)]),
+            heads=int(getattr(config, "num_attention_heads", 1)),
             context=context,
             own_dtype=str(getattr(config, "dtype", None) or "float32").removeprefix("torch."),
             forward=forward / tokens,
@@ -102,31 +106,22 @@ def _pass(
 ) -> tuple[float, float, float]:
     """FLOPs of the forward and of the backward of one sequence, and bytes held in between."""
     batch = torch.zeros(1, tokens, dtype=torch.long)
-    weights = {value.untyped_storage()._cdata for value in network.parameters()}
-    # The storages themselves, so that none is freed and its address used again.
-    held: dict[int, torch.UntypedStorage] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in weights:
-            held[storage._cdata] = storage
-        return tensor
-
+    kept = Kept(network)
     capture = Capture(network, modules, lambda module, a, g: None, batch.shape)
     counter = FlopCounterMode(display=False, custom_mapping=_ATTENTION)
     with (
         counter,
         torch.enable_grad(),
         capture,
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        kept,
     ):
         logits = network(input_ids=batch, use_cache=False).logits
         forward = counter.get_total_flops()
         for inputs in capture.held():
-            keep(inputs)
+            kept.keep(inputs)
         logits.backward(torch.zeros_like(logits))
         both = counter.get_total_flops()
-    return forward, both - forward, float(sum(one.nbytes() for one in held.values()))
+    return forward, both - forward, float(kept.bytes)
 
 
 def _attend(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from inflcli.model.tracked import TrackedModule
 from inflcli.stages.planning.task import Task
 
-PASSES = ("covariance", "corrected", "queries", "scan", "attribute")
+PASSES = ("covariance", "corrected", "queries", "refine", "scan", "attribute")
 KINDS = (*PASSES, "eigenvectors")
 
 
@@ -62,7 +62,7 @@ _LIGHT_BYTES, _LIGHT_START = 400e6, 2.5
 _PROGRAMME_BYTES = {"cpu": 500e6, "cuda": 0.0}
 _START = 6.0
 _DISK = 1e9
-_LOGITS_HELD = 3 * 4 * (1 << 24)
+LOGITS_HELD = 3 * 4 * (1 << 24)
 """Bytes of the head's chunk and its copies."""
 _TOKENS_A_BATCH = 4096
 
@@ -81,7 +81,7 @@ def guess(task: Task) -> Rates:
     width, batch = task.text.width, task.batch_size
     positions = batch * width if batch else max(width, _TOKENS_A_BATCH)
     share = task.dtype.itemsize / 4
-    held = positions * outline.held * share + _LOGITS_HELD
+    held = positions * outline.held * share + LOGITS_HELD
     cores = (os.cpu_count() or 1) if kind == "cpu" else 1
     factor = cores * (1.0 if task.fast else _WITHOUT_FAST[kind])
     weights = outline.parameters * task.dtype.itemsize
