@@ -109,7 +109,9 @@ def mean_corrected(halves: Sequence[Sequence[CorrectedSum]], device: torch.devic
         sum(float(part.total.sum(dtype=torch.float64)) for part in half) / first.numel()
         for half in halves
     ]
-    factor = _chosen_damping(halves, counts, sum(totals) / max(sum(counts), 1))
+    # An empty half is no sequence, though its own mean is taken over one.
+    whole_count = max(sum(counts), 1)
+    factor = _chosen_damping(halves, counts, sum(totals) / whole_count)
     counts = [max(count, 1) for count in counts]
     moments, compared = torch.zeros(5, dtype=torch.float64, device=device), 0
     step = max(1, _AT_ONCE // first.shape[1])
@@ -126,7 +128,7 @@ def mean_corrected(halves: Sequence[Sequence[CorrectedSum]], device: torch.devic
             compared += sums[0].numel()
         for more in sums[1:]:
             sums[0] += more
-        mean[rows] = sums[0] / sum(counts)
+        mean[rows] = sums[0] / whole_count
     agreement = _pearson(compared, *moments.tolist()) if compared else None
     return Corrected(mean, agreement, factor)
 
