@@ -8,7 +8,7 @@ its preconditioner. Only the queries pay for it: a scan takes what comes out as 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
@@ -32,9 +32,8 @@ from inflcli.model.tracked import TrackedModule
 from inflcli.stages.fit_plan import sampled_sequences
 
 VECTORS = 9
-"""Of the size of all modules' V that a solve holds of each query: ∇f, those of conjugate gradients
-(x, r, p, the answer and its residual) or of Neumann iterations (the start, x, their mean, r twice),
-a product and what a batch adds to it, and one of what is copied."""
+"""Of the size of all modules' V that a solve holds of each query: those of conjugate gradients
+(∇f, the start, x, r, p, the answer and its residual), a product and what a batch adds to it."""
 _ATTENTION_MAPS = 8
 """Of one layer, [heads, T, T], while it runs in forward mode: scores, softmax, both moving, and
 what is made of them."""
@@ -141,29 +140,18 @@ class Refinement:
         return solution.x, torch.stack(solution.residuals, 1).tolist()
 
     def _conjugate_gradient(self, b: Matrices, advance: Callable[[], None]) -> Solution:
-        """From EK-FAC's answer P b, scaled: P b is where conjugate gradients from zero first go, so
-        that as many products as from P b itself leave one more direction to choose from."""
         config, apply = self.config, self._product(0, len(_first(b)), advance)
-        before: list[Tensor] = []
-
-        def watched(v: Matrices) -> Matrices:
-            moved = apply(v)
-            if not before:  # v is P b
-                before.append(relative_residual(lambda _: moved, v, b))
-            return moved
-
         found = conjugate_gradient(
-            watched,
+            apply,
             b,
             precondition=self._inverse,
-            steps=config.refine + 1,
+            start=self._inverse(b),
+            steps=config.refine,
             tolerance=config.refine_tolerance,
         )
         if self._rounds:
             found.residuals[-1] = relative_residual(apply, found.x, b)
-        # What stands first is that of zero, then that of P b at its best scale.
-        after = found.residuals[2:] or found.residuals[1:]
-        return replace(found, residuals=[*before, *after])
+        return found
 
     @property
     def _rounds(self) -> bool:
