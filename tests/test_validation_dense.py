@@ -106,7 +106,7 @@ def test_sampled_cg_with_its_labels(both, monkeypatch, kept):
     """The dense sampled Fisher of the very labels, whether gradients are kept or not."""
     problem, dense = both
     if not kept:
-        monkeypatch.setattr("inflcli.validation.estimators._KEPT", 0)
+        monkeypatch.setattr("inflcli.validation.fisher._KEPT", 0)
     generator = torch.Generator().manual_seed(3)
     rows = []
     for _ in range(2):

@@ -12,20 +12,27 @@ network again without some of its points.
 >>> import torch
 >>> from torch import nn
 >>> from inflcli.ekfac import Gaussian, LinearModel
->>> from inflcli.validation import Problem, correlation, ekfac, ggn, gradient_dot, pbrf
+>>> from inflcli.validation import Problem, SpectralWhitening, correlation, ekfac, ggn
+>>> from inflcli.validation import gradient_dot, pbrf
 >>> _ = torch.manual_seed(0)
 >>> network = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 1)).eval()
 >>> fitted = [(torch.randn(40, 3), torch.randn(40, 1))]
 >>> queries = (torch.randn(2, 3), torch.randn(2, 1))
 >>> problem = Problem(LinearModel(network, Gaussian()), fitted, fitted, queries)
 >>> estimate = ekfac(problem)
->>> truth = ggn(problem, damping=estimate.details["damping"])
+>>> damping = estimate.details["damping"]       # λ of every module, for all alike
+>>> truth = ggn(problem, damping=damping)
 >>> truth.details["converged"], truth.scores.shape
 (True, torch.Size([2, 40]))
 >>> near, far = (correlation(one.scores, truth.scores) for one in (estimate, gradient_dot(problem)))
 >>> near.summary()["pearson_mean"] > far.summary()["pearson_mean"]
 True
->>> response = pbrf(problem, damping=estimate.details["damping"])
+
+The response function minimises twice for every point. For a small network the leading eigenvectors
+of G make that quick, here all 40 of them; no more than time depends on them:
+
+>>> whitening = SpectralWhitening(problem, damping, rank=40)
+>>> response = pbrf(problem, damping=damping, whitening=whitening)
 >>> min(correlation(truth.scores, response.scores).pearson) > 0.999
 True
 """

@@ -130,5 +130,5 @@ class BregmanObjective:
 
 
 def _backward(term: Tensor) -> float:
-    term.backward()  # type: ignore[no-untyped-call]
+    term.backward()
     return float(term.detach())

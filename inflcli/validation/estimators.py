@@ -8,7 +8,7 @@ counts. Axes: K queries, N points, vectors [K, P, M] by module.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,6 @@ from torch import Tensor
 
 from inflcli.ekfac import (
     Inverse,
-    LinearModel,
     conjugate_gradient,
     damped,
     damping_value,
@@ -26,8 +25,9 @@ from inflcli.ekfac import (
 )
 from inflcli.ekfac import lissa as lissa_solver
 from inflcli.ekfac.gauss_newton import Matrices
-from inflcli.ekfac.linear import Batch, LinearModule
+from inflcli.ekfac.linear import Batch
 from inflcli.ekfac.solve import Apply
+from inflcli.validation.fisher import SampledFisher
 from inflcli.validation.problem import (
     ROWS,
     Damping,
@@ -41,8 +41,6 @@ from inflcli.validation.problem import (
 )
 
 KINDS = ("ekfac", "ec-shampoo", "kfac")
-_KEPT = 1 << 30
-"""Bytes of sequence gradients that are kept rather than computed again for every product."""
 
 
 def gradient_dot(problem: Problem) -> Result:
@@ -232,55 +230,6 @@ def refined(
         return found.x
 
     return _solved(problem, watch, details, solve)
-
-
-class SampledFisher:
-    """E[DW DWᵀ] over batches, with labels that are the same in every product.
-
-    The gradients are kept if they take no more than `kept` bytes.
-    """
-
-    def __init__(
-        self,
-        model: LinearModel,
-        batches: Sequence[Batch],
-        label_samples: int,
-        seed: int,
-        kept: int = _KEPT,
-    ) -> None:
-        self._model, self._batches = model, batches
-        self._samples, self._seed = label_samples, seed
-        self._count = label_samples * sum(len(batch[0]) for batch in batches)
-        size = sum(module.inputs * module.outputs for module in model.modules)
-        room = self._count * size * model.dtype.itemsize <= kept
-        self._kept = list(self._gradients()) if room else None
-
-    def product(self, vectors: Matrices) -> Matrices:
-        """E[DW <DW, v>] for K vectors."""
-        total = {name: torch.zeros_like(v) for name, v in vectors.items()}
-        for gradients in self._gradients() if self._kept is None else self._kept:
-            along = sum(
-                v.flatten(1).to(gradients[name]) @ gradients[name].flatten(1).T
-                for name, v in vectors.items()
-            )
-            for name, value in total.items():
-                found = along @ gradients[name].flatten(1)
-                value += found.view_as(value).to(value)
-        return {name: value / self._count for name, value in total.items()}
-
-    def _gradients(self) -> Iterator[Matrices]:
-        generator = torch.Generator(self._model.device).manual_seed(self._seed)
-        for _ in range(self._samples):
-            for batch in self._batches:
-                found: Matrices = {}
-
-                def consume(
-                    module: LinearModule, a: Tensor, g: Tensor, found: Matrices = found
-                ) -> None:
-                    found[module.name] = g.mT @ a
-
-                self._model.run(batch, consume, generator)
-                yield found
 
 
 def _solved(

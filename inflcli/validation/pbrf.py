@@ -43,9 +43,10 @@ def pbrf(
     It works in coordinates that are whitened by the EK-FAC `inverse`, or by a `whitening`: for a
     small network `SpectralWhitening` needs a handful of steps instead of a hundred. A minimum is
     found when |dJ/du| is `tolerance` times that at θs, or after so many `iterations`. λ is that of
-    the `inverse` (an EK-FAC fit's unless given), or `damping`. `epsilon` is one for all points: 0.01 over the largest self-influence |Wᵀ g|² ≈ gᵀ (G + λI)⁻¹ g unless given, g
-    being the gradient of a point for its own targets or for some drawn from the network. What
-    higher orders that leaves is seen by halving ε for `checked` points, from the one of least
+    the `inverse` (an EK-FAC fit's unless given), or `damping`. `epsilon` is one for all points:
+    0.01 over the largest self-influence |Wᵀ g|² ≈ gᵀ (G + λI)⁻¹ g unless given, g being the
+    gradient of a point for its own targets or for some drawn from the network. What higher orders
+    that leaves is seen by halving ε for `checked` points, from the one of least
     self-influence to that of the largest.
 
     details: `epsilon`; the largest `gradient_norm` reached, relative to that at θs, and whether it
@@ -135,9 +136,14 @@ def _minimum(
     objective: BregmanObjective, u: Vector, epsilon: float, settings: _Settings
 ) -> tuple[Vector, float, int]:
     """Where J is least, its gradient's norm there, and how often it was evaluated."""
-    objective.evaluate(u, epsilon)
+    first = objective.evaluate(u, epsilon)
     if objective.gradient_norm <= settings.tolerance:
         return u, objective.gradient_norm, 1
+    known = [first]
+
+    def evaluate(x: Vector) -> tuple[float, Vector]:
+        # It asks for where it begins, too.
+        return known.pop() if known else objective.evaluate(x, epsilon)
 
     def stop(intermediate_result: OptimizeResult) -> None:
         # The line search takes the point that it evaluated last.
@@ -145,9 +151,8 @@ def _minimum(
             raise StopIteration
 
     found = minimize(
-        objective.evaluate,
+        evaluate,
         u,
-        args=(epsilon,),
         jac=True,
         method="L-BFGS-B",
         callback=stop,
@@ -159,7 +164,7 @@ def _minimum(
             "maxfun": 20 * settings.iterations,
         },
     )
-    return found.x, float(np.linalg.norm(found.jac)), 1 + found.nfev
+    return found.x, float(np.linalg.norm(found.jac)), found.nfev
 
 
 def _examples(batch: Batch) -> list[Batch]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from inflcli.ekfac import Inverse
 from inflcli.ekfac.gauss_newton import Matrices
 from inflcli.ekfac.inverse import rotate_in, rotate_out
-from inflcli.validation.problem import ROWS, Problem, capped_product
+from inflcli.validation.problem import ROWS, Damping, Problem, by_module, capped_product
 
 
 class Whitening(Protocol):
@@ -68,19 +68,18 @@ class SpectralWhitening:
     `rank` of them, by a randomised range and Rayleigh-Ritz. W Wᵀ is (G + λI)⁻¹ itself where `rank`
     is that of G or more, which is at most the fitted positions times the outputs. For small
     networks: memory and cost are `rank` vectors of D numbers, either way, and 2 `rank`
-    Gauss-Newton products and 2 `rank`² D MACs to begin with.
+    Gauss-Newton products and 2 `rank`² D MACs to begin with. It is in float64 always.
     Raises ValueError where a λ is not positive.
     """
 
-    def __init__(
-        self, problem: Problem, damping: Mapping[str, float], rank: int, rows: int = ROWS
-    ) -> None:
-        if min(damping.values()) <= 0:
+    def __init__(self, problem: Problem, damping: Damping, rank: int, rows: int = ROWS) -> None:
+        problem, added = problem.in_float64(), by_module(problem.model, damping)
+        if min(added.values()) <= 0:
             raise ValueError("an undamped curvature cannot be whitened")
         modules, device = problem.model.modules, problem.model.device
         self._shapes = {module.name: (module.outputs, module.inputs) for module in modules}
         self.size = sum(outputs * inputs for outputs, inputs in self._shapes.values())
-        self._root = {name: damping[name] ** -0.5 for name in self._shapes}
+        self._root = {name: added[name] ** -0.5 for name in self._shapes}
         product = capped_product(problem.model, problem.fitted, rows)
 
         def curved(vectors: Tensor) -> Tensor:
