@@ -232,6 +232,21 @@ bench-figure: $(VENV)/.bench ## Put the benchmark's results into the README and 
 	  --figure benchmarks/bench.png \
 	  --curves $(wildcard benchmarks/results/rank-*.json) --curves-figure benchmarks/rank.png
 
+RETRAINING := $(BIN)/python -m benchmarks.validation.retraining --epochs 12
+.PHONY: reproduce
+reproduce: $(VENV)/.bench ## The paper's accuracy results on small models, in some hours
+	$(BIN)/python benchmarks/validation/small.py diabetes friedman digits
+	$(BIN)/python benchmarks/validation/demo.py exact
+	$(BIN)/python benchmarks/validation/demo.py pbrf --fit 16
+	$(BIN)/python benchmarks/validation/demo.py blocks
+	$(BIN)/python benchmarks/validation/demo.py noise
+	for stage in train scores lds topk; do $(RETRAINING) --stage $$stage || exit 1; done
+	$(MAKE) --no-print-directory reproduce-figures
+
+.PHONY: reproduce-figures
+reproduce-figures: $(VENV)/.bench ## Put what was reproduced into the README
+	$(BIN)/python benchmarks/validation/figures.py --readme README.md
+
 downloads/smollm2/model/config.json: | $(BIN)/inflcli
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[gguf]'
 	$(BIN)/python benchmarks/smollm2.py --folder downloads/smollm2
