@@ -3,8 +3,8 @@
     python benchmarks/validation/figures.py --readme README.md
 
 Reads what lies in `results/` (`small.py`, `demo.py`, `retraining.py` write it) and leaves out what
-does not. A verdict follows from the figures by the rule beside it in `claims`, which was written down
-before any of them was known; what has no results is not tested.
+does not. A verdict follows from the figures by the rule beside it in `claims`, which was written
+down before any of them was known; what has no results is not tested.
 """
 
 from __future__ import annotations
