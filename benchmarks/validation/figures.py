@@ -38,6 +38,7 @@ DEMO_NAMES = {
     "bm25": "BM25",
     **{f"blocks-{count}": f"EK-FAC, {count} blocks" for count in (2, 4, 8)},
 }
+TITLES = {"pbrf": "the PBRF", "exact": "the exact solve"}
 NOISE = 0.01
 """Of two mean correlations, what counts as the same."""
 
@@ -53,6 +54,11 @@ class Task:
     seconds: dict[str, float]
     queries: int
     points: int
+
+    @property
+    def truth(self) -> str:
+        """What it is judged by: the PBRF where there is one."""
+        return "pbrf" if self.pearson["pbrf"] else "exact"
 
 
 def tasks() -> list[Task]:
@@ -137,7 +143,7 @@ def _faster(task: Task) -> tuple[str, bool] | None:
 
 
 def _blocks(task: Task) -> tuple[str, bool] | None:
-    truth = "pbrf" if task.pearson["pbrf"] else "exact"
+    truth = task.truth
     names = [EKFAC, *(f"EK-FAC, {count} blocks" for count in (2, 4, 8))]
     values = [task.pearson[truth][name][0] for name in names if name in task.pearson[truth]]
     if len(values) < 4:
@@ -215,16 +221,14 @@ def table(found: list[Task]) -> list[str]:
     words = {True: "reproduced", False: "**not reproduced**", None: "not tested"}
     for claim, source, (text, held) in claims(found):
         lines.append(f"| {claim} | {source} | {text or '–'} | {words[held]} |")
-    lines += ["", "| Pearson, mean (worst query) | " + " | ".join(task.title for task in found)]
-    lines[-1] += " |"
+    heads = [f"{task.title}, {TITLES[task.truth]}" for task in found]
+    lines += ["", f"| Pearson, mean (worst query) | {' | '.join(heads)} |"]
     lines.append("| --- |" + " --- |" * len(found))
-    names = list(dict.fromkeys(name for task in found for name in task.seconds))
-    for truth, title in (("pbrf", "PBRF"), ("exact", "exact solve")):
-        for name in names:
-            cells = [task.pearson[truth].get(name) for task in found]
-            if any(cells):
-                shown = [f"{one[0]:.3f} ({one[1]:.3f})" if one else "–" for one in cells]
-                lines.append(f"| {name}, {title} | {' | '.join(shown)} |")
+    for name in list(dict.fromkeys(name for task in found for name in task.seconds)):
+        cells = [task.pearson[task.truth].get(name) for task in found]
+        shown = [f"{one[0]:.3f} ({one[1]:.3f})" if one else "–" for one in cells]
+        lines.append(f"| {name} | {' | '.join(shown)} |")
+    lines.append("| points scored | " + " | ".join(str(task.points) for task in found) + " |")
     return lines
 
 
@@ -241,7 +245,7 @@ def draw_correlations(found: list[Task], path: Path) -> None:
         layout="constrained",
     )  # fmt: skip
     for column, task in enumerate(found):
-        truth = "pbrf" if task.pearson["pbrf"] else "exact"
+        truth = task.truth
         above, below = axes[0][column], axes[1][column]
         for place, name in enumerate(names):
             if name in task.pearson[truth]:
@@ -250,8 +254,7 @@ def draw_correlations(found: list[Task], path: Path) -> None:
                 above.plot(values, [place] * len(values), ".", color="#b3261e", markersize=3)
             if name in task.seconds:
                 below.barh(place, max(task.seconds[name], 1e-3), 0.6, color="#c9ada7")
-        against = "PBRF" if truth == "pbrf" else "the exact solve"
-        above.set(title=task.title, xlabel=f"Pearson with {against}")
+        above.set(title=task.title, xlabel=f"Pearson with {TITLES[truth]}")
         above.axvline(0, color="black", linewidth=0.6)
         below.set(xscale="log", xlabel=f"seconds, {task.queries} measurements")
     for row in axes:
@@ -270,13 +273,14 @@ def draw_costs(found: list[Task], path: Path) -> None:
     )
     counts = (1, 2, 4, 8)
     for task in found:
-        truth = "pbrf" if task.pearson["pbrf"] else "exact"
+        truth = task.truth
         names = [EKFAC, *(f"EK-FAC, {count} blocks" for count in counts[1:])]
         values = [task.pearson[truth].get(name, (None,))[0] for name in names]
         if None not in values:
             blocks.plot(counts, values, "o-", label=task.title)
     blocks.set(xlabel="diagonal blocks", ylabel="Pearson, mean", xscale="log", title="Figure 30")
     blocks.set_xticks(counts, map(str, counts))
+    blocks.minorticks_off()
     for name, title in SMALL.items():
         raw = _read(name)
         if raw is not None:
@@ -286,13 +290,16 @@ def draw_costs(found: list[Task], path: Path) -> None:
     ranks.set(xlabel="rank of a query", ylabel="Pearson with the PBRF", xscale="log")
     ranks.set_title("Figure 3")
     raw = _read("demo-noise")
+    noise.set_axis_off()
     if raw is not None:
+        noise.set_axis_on()
         sizes = [row["sequences"] for row in raw["sizes"]]
         noise.plot(sizes, [_mean(row["between"]) for row in raw["sizes"]], "o-", label="mean")
         noise.plot(sizes, [_least(row["between"]) for row in raw["sizes"]], "o-", label="worst")
         noise.set(xscale="log", xlabel="sequences of a fit", title="Split halves, demo")
         noise.set_ylabel("Pearson of two fits' scores")
         noise.set_xticks(sizes, map(str, sizes))
+        noise.minorticks_off()
     for axes in (blocks, ranks, noise):
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False, fontsize=7)
