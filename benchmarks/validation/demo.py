@@ -7,8 +7,8 @@
 
 Every step is a command of inflcli in a process of its own, which is kept in the results; what they
 write is below runs/validation, and a part that was stopped goes on. The queries are the demo's
-first ten and the points a seeded sample: nothing is chosen by what comes out. Writes
-`results/demo-PART.json`.
+eight and the first two of its further facts, and the points a seeded sample: nothing is chosen by
+what comes out. Writes `results/demo-PART.json`.
 """
 
 from __future__ import annotations
@@ -67,9 +67,10 @@ class Run:
         return out
 
     def queries(self) -> Path:
-        """The first queries of the demo."""
+        """Those of the demo, and the first of the further facts that the model knows."""
         path = self.folder / "queries.jsonl"
-        lines = (DEMO / "queries.jsonl").read_text().splitlines()[:QUERIES]
+        files = (DEMO / "queries.jsonl", HERE.parent / "more-facts.jsonl")
+        lines = [line for file in files for line in file.read_text().splitlines()][:QUERIES]
         path.write_text("\n".join(lines) + "\n")
         return path
 
