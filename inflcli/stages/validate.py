@@ -156,7 +156,8 @@ class Validation:
     def _truth(self, name: str) -> Result:
         problem, inverse = self.question.problem, self.estimates.inverse()
         if name == "ggn":
-            return ggn(problem, inverse=inverse, tolerance=self.config.tolerance)
+            rows = self.question.rows
+            return ggn(problem, inverse=inverse, tolerance=self.config.tolerance, rows=rows)
         return pbrf(problem, inverse=inverse, epsilon=self.config.epsilon)
 
     def _scores(self, kind: str, name: str) -> NDArray[np.float64]:

@@ -64,7 +64,8 @@ class Estimates:
         inverse, seconds = self.inverse(), self._fit_seconds()
         damping = inverse.damping
         if name == "lissa":
-            return lissa(problem, depth=config.depth, damping=damping, seed=config.seed)
+            rows = self.question.rows
+            return lissa(problem, depth=config.depth, damping=damping, seed=config.seed, rows=rows)
         if name == "cg":
             return sampled_cg(
                 problem,
@@ -74,7 +75,13 @@ class Estimates:
                 seed=config.seed,
             )
         if name == "refined":
-            return refined(problem, inverse=inverse, fit_seconds=seconds, steps=config.refine)
+            return refined(
+                problem,
+                inverse=inverse,
+                fit_seconds=seconds,
+                steps=config.refine,
+                rows=self.question.rows,
+            )
         if name == self._factors.curvature:
             return ekfac(problem, kind=name, inverse=inverse, fit_seconds=seconds)
         if name == "kfac" and self._factors.curvature == "ekfac":

@@ -24,6 +24,9 @@ from inflcli.stages.fit_plan import chosen_sequences
 from inflcli.stages.inverses import read_inverses
 from inflcli.validation import Problem
 
+_POSITIONS = 8192
+"""In one pass of a product: more take a third longer, in memory that comes and goes."""
+
 
 @dataclass(frozen=True)
 class Question:
@@ -34,6 +37,12 @@ class Question:
     """Sequences of the corpus whose mean curvature G is: those of the factors."""
     points: NDArray[np.int64]
     """Sequences that are scored, in the order of the problem's batches."""
+
+    @property
+    def rows(self) -> int:
+        """Sequences times queries in one pass of a product with G."""
+        longest = max(batch[0].shape[1] for batch in self.problem.fitted)
+        return max(1, _POSITIONS // longest)
 
 
 def pose(
