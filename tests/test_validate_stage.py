@@ -24,6 +24,7 @@ from inflcli.corpus.queries import encode_query, read_queries
 from inflcli.errors import BadInput, StaleArtifact
 from inflcli.model.resolve import load_tokenizer
 from inflcli.stages import validate as stage
+from inflcli.validation.bank import Bank
 
 MODULE = "model.layers.1.mlp.down_proj"
 FITTED = 12
@@ -148,6 +149,27 @@ def test_a_stopped_run_goes_on(made, tiny_queries, monkeypatch):
     again = validated(made, tiny_queries, "stopped", estimators=names, refine=2)
     assert again["fresh"]
     assert again["validation"] == json.loads((made.run / "stopped" / stage.FILE).read_text())
+
+
+def test_no_retrained_model_is_lost(made, tiny_queries, monkeypatch):
+    """Stopped in the third model, a run trains the third and what follows it."""
+    settings = {"truths": ("lds",), "estimators": ("gradient",), "points": 10, "subsets": 4}
+    whole = validated(made, tiny_queries, "bank", epochs=1, **settings)["validation"]
+    usual, trained = Bank.train, []
+
+    def train(self: Bank, *arguments: Any) -> Any:
+        trained.append(arguments)
+        if len(trained) == 3:
+            raise KeyboardInterrupt
+        return usual(self, *arguments)
+
+    monkeypatch.setattr(Bank, "train", train)
+    with pytest.raises(KeyboardInterrupt):
+        validated(made, tiny_queries, "half-bank", epochs=1, **settings)
+    found = validated(made, tiny_queries, "half-bank", epochs=1, **settings)["validation"]
+    assert len(trained) == 5  # two, the one that was stopped, and the two that were missing
+    against = [one["estimators"]["gradient"]["against"]["lds"] for one in (found, whole)]
+    assert against[0] == against[1]
 
 
 def test_refusals(made, tiny_queries, tiny_model, tmp_path):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from inflcli import console
@@ -31,8 +32,7 @@ from inflcli.stages import common
 from inflcli.stages.validate_estimates import Estimates
 from inflcli.stages.validate_problem import Question, pose
 from inflcli.stages.validate_retraining import Retraining
-from inflcli.statistics.agreement import agreement
-from inflcli.validation import Result, ggn, pbrf
+from inflcli.validation import Result, correlation, ggn, pbrf
 
 STAGE = "validate"
 FILE = "validation.json"
@@ -194,10 +194,9 @@ class Validation:
 
 def _agreement(scores: NDArray[np.float64], right: NDArray[np.float64]) -> dict[str, Any]:
     """Correlations over points, by query; None where one is not defined."""
-    pairs = [agreement(one, other) for one, other in zip(scores, right, strict=True)]
+    both = correlation(torch.from_numpy(scores), torch.from_numpy(right))
     found = {}
-    for measure in ("pearson", "spearman"):
-        values = [getattr(pair, measure) for pair in pairs]
+    for measure, values in (("pearson", both.pearson), ("spearman", both.spearman)):
         known = [value for value in values if not np.isnan(value)]
         found[measure] = {
             "by_query": [None if np.isnan(value) else value for value in values],
