@@ -177,6 +177,8 @@ def test_copies_are_outlined_and_near_duplicates_folded(seen: Seen, data: dict) 
     folded = seen.page.locator(f"{OPEN}details.duplicates")
     assert folded.count() == len(heads) > 0
     folded.first.locator("summary").click()
+    # The page fills it when the browser reports the toggle, which may be after the click.
+    folded.first.locator(".card").first.wait_for()
     assert folded.first.locator(".card").count() == len(heads[0]["duplicates"])
 
 
