@@ -74,7 +74,7 @@ def test_every_sequence_is_scored_once(waiting, kind, count, monkeypatch):
 
 
 def test_as_many_wait_as_are_worth_it():
-    assert gradients_waiting(1024, 16, 10**6) == 64
+    assert gradients_waiting(1024, 16, 10**6) == 56
     assert gradients_waiting(1024, 16, 40) == 40
     assert gradients_waiting(1024, 64, 10**6) == 0
     # Where queries are fewer they wait for 32, or for a quarter of them.

@@ -18,8 +18,8 @@ from inflcli.influence.factored import FactoredQueries
 from inflcli.influence.rows import as_rows, compiled, lengthened
 from inflcli.shapes import SEQUENCES, round_up
 
-_MANY, _FEW, _ENOUGH = 16, 4, 32
-"""DW waits until there are a sixteenth as many as queries, or 32, but a quarter as many at most:
+_MANY, _FEW, _ENOUGH = 18, 4, 32
+"""DW waits until there are an eighteenth as many as queries, or 32, but a quarter as many at most:
 what waits must be small beside the queries, and is worth less the more of it there is."""
 _FORMED, _FEWEST_FORMED = 1 << 25, 8
 """Numbers of DW that are formed at once where none waits, but so many sequences at least."""
