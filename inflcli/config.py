@@ -246,7 +246,7 @@ class ValidateConfig(StageConfig):
     depth: int | None = None
     """Steps of LiSSA; None takes as many as there are sequences in the fit."""
     tolerance: float = 1e-6
-    """Relative residual at which an exact solve ends."""
+    """Relative residual at which an exact solve ends, and gradient norm at which the PBRF does."""
     epsilon: float | None = None
     """Of the PBRF; None chooses it."""
     subsets: int = 50

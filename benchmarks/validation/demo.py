@@ -32,7 +32,15 @@ from inflcli.statistics.agreement import agreement
 HERE = Path(__file__).parent
 DEMO = Path("inflcli/demo")
 MODEL, TEXT = DEMO / "model", DEMO / "corpus.jsonl"
-QUERIES, POINTS, SEQ_LEN = 10, 500, 256
+QUERIES, POINTS = 10, 500
+SEQ_LEN = 64
+"""Tokens at which paragraphs are cut: exact products with G take a second a step for every query of
+128 such sequences."""
+TOLERANCE = 1e-3
+"""Relative residual of the exact solve, and gradient norm of the PBRF."""
+LABELS = 4
+"""Label samples a sequence, of all estimators that sample any: of so few sequences one would leave
+more noise than approximation."""
 SIZES = (32, 64, 128, 256, 512, 1024)
 """Sequences of a fit."""
 
@@ -78,24 +86,23 @@ class Run:
 def exact(run: Run, options: argparse.Namespace) -> dict[str, Any]:
     """Every estimator against the exact damped solve, G being that of `--fit` sequences."""
     corpus = run.corpus()
-    factors = run.fit(f"factors-{options.fit}", corpus, options.fit)
-    return _validated(run, corpus, factors, "ggn", options)
+    return _validated(run, corpus, "ggn", options)
 
 
 def pbrf(run: Run, options: argparse.Namespace) -> dict[str, Any]:
     """The same against the PBRF: an optimisation for each point."""
     corpus = run.corpus()
-    factors = run.fit(f"factors-{options.fit}", corpus, options.fit)
-    return _validated(run, corpus, factors, "ggn,pbrf", options)
+    return _validated(run, corpus, "ggn,pbrf", options)
 
 
-def _validated(
-    run: Run, corpus: Path, factors: Path, truth: str, options: argparse.Namespace
-) -> dict[str, Any]:
+def _validated(run: Run, corpus: Path, truth: str, options: argparse.Namespace) -> dict[str, Any]:
+    name = f"factors-{options.fit}"
+    factors = run.fit(name, corpus, options.fit, "--label-samples", LABELS)
     out = run.folder / f"{truth.replace(',', '-')}-{options.fit}-{options.points}"
     found = run("validate", "--model", MODEL, "--corpus", corpus, "--factors", factors,
                 "--queries", run.queries(), "--out", out, "--ground-truth", truth,
-                "--points", options.points)  # fmt: skip
+                "--points", options.points, "--tolerance", TOLERANCE, "--dtype", "float32",
+                "--estimators", options.estimators)  # fmt: skip
     return dict(found["validation"])
 
 
@@ -167,8 +174,9 @@ PARTS = {"exact": exact, "pbrf": pbrf, "blocks": blocks, "noise": noise}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("part", choices=PARTS)
-    parser.add_argument("--fit", type=int, default=128, help="sequences of the fit, and of G")
+    parser.add_argument("--fit", type=int, default=64, help="sequences of the fit, and of G")
     parser.add_argument("--points", type=int, default=POINTS)
+    parser.add_argument("--estimators", default="all", help="as inflcli validate takes them")
     parser.add_argument("--work", type=Path, default=Path("runs/validation"))
     options = parser.parse_args()
     run = Run(options.work)

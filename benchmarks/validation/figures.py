@@ -12,8 +12,9 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ BEGIN, END = (
     "<!-- /validation -->",
 )
 SMALL = {"diabetes": "Diabetes", "friedman": "Friedman #1", "digits": "Digits"}
+DEMO = {"exact": "Demo model", "pbrf": "Demo model, a part"}
 EKFAC, GRADIENT, LISSA, KFAC = "EK-FAC", "gradient dot", "LiSSA", "K-FAC"
 SHAMPOO, REFINED = "EC-Shampoo", "EK-FAC + 10 CG steps"
 DEMO_NAMES = {
@@ -34,6 +36,8 @@ DEMO_NAMES = {
     "ec-shampoo": SHAMPOO,
     "refined": REFINED,
     "cg": "sampled Gauss-Newton",
+    "ekfac-auto": "EK-FAC, `--damping auto`",
+    "states-the-fact": "whether it states the fact",
     "tfidf": "TF-IDF",
     "bm25": "BM25",
     **{f"blocks-{count}": f"EK-FAC, {count} blocks" for count in (2, 4, 8)},
@@ -67,11 +71,10 @@ def tasks() -> list[Task]:
         raw = _read(name)
         if raw is not None:
             found.append(_small(title, raw))
-    for part in ("pbrf", "exact"):
+    for part, title in DEMO.items():
         raw = _read(f"demo-{part}")
         if raw is not None:
-            found.append(_demo("Demo language model", raw))
-            break
+            found.append(_demo(f"{title} ({raw['fitted']} sequences)", raw))
     return found
 
 
@@ -154,24 +157,58 @@ def _blocks(task: Task) -> tuple[str, bool] | None:
 def _bar(name: str, bar: float) -> Callable[[Task], Any]:
     def judge(task: Task) -> tuple[str, bool] | None:
         values = task.pearson["exact"]
-        if name not in values or not task.title.startswith("Demo"):
+        if name not in values or not task.title.startswith(f"{DEMO['exact']} ("):
             return None
         return f"{values[name][0]:.3f}", values[name][0] >= bar
 
     return judge
 
 
-def _lds_order() -> Verdict:
+def _lds() -> dict[str, dict[str, Any]]:
+    """By estimator, in the order of its mean."""
     raw = _read("lds-demo")
-    if raw is None or "lds" not in raw:
+    rows: dict[str, dict[str, Any]] = {} if raw is None else raw.get("lds", {}).get("lds", {})
+    return dict(sorted(rows.items(), key=lambda row: -row[1]["mean"]))
+
+
+def _lds_order(names: Sequence[str], sign: str) -> Verdict:
+    rows = _lds()
+    if not set(names) <= set(rows):
         return "", None
-    rows = {name: row["mean"] for name, row in raw["lds"]["estimators"].items()}
-    order = [
-        name for name in ("refined", "ec-shampoo", "ekfac", "kfac", "gradient") if name in rows
-    ]
-    values = [rows[name] for name in order]
-    text = " ≥ ".join(f"{name} {rows[name]:.3f}" for name in order)
-    return text, all(one >= other - NOISE for one, other in zip(values, values[1:], strict=False))
+    values = [rows[name]["mean"] for name in names]
+    text = f" {sign} ".join(
+        f"{name} {value:.3f}" for name, value in zip(names, values, strict=True)
+    )
+    return text, all(one >= other - NOISE for one, other in pairwise(values))
+
+
+def _removal() -> Verdict:
+    """Of the largest number of paragraphs that were left out."""
+    rises = _rises()
+    if "ekfac" not in rises:
+        return "", None
+    size = max(rises["ekfac"])
+    text = ", ".join(f"{name} {found[size]:+.2f}" for name, found in rises.items())
+    others = [rises[name][size] for name in ("gradient", "random") if name in rises]
+    return f"{text} nats without {size}", all(rises["ekfac"][size] > one for one in others)
+
+
+def _rises() -> dict[str, dict[int, float]]:
+    """Mean rise of the queries' loss by estimator and size, of random paragraphs last."""
+    raw = _read("lds-demo")
+    rises = [] if raw is None else raw.get("topk", {}).get("rises", [])
+    found: dict[str, dict[int, list[float]]] = {}
+    for one in rises:
+        found.setdefault(one["estimator"], {}).setdefault(one["size"], []).append(one["rise"])
+    random: dict[int, list[float]] = {}
+    for one in rises:
+        random.setdefault(one["size"], []).append(one["random_mean"])
+    if random:
+        found["random"] = random
+    return {
+        name: {size: statistics.fmean(values) for size, values in of.items()}
+        for name, of in found.items()
+    }
 
 
 def claims(found: list[Task]) -> Iterator[tuple[str, str, Verdict]]:
@@ -209,7 +246,17 @@ def claims(found: list[Task]) -> Iterator[tuple[str, str, Verdict]]:
     yield (
         "LDS: refined ≥ EC-Shampoo ≥ EK-FAC ≥ K-FAC ≥ gradient dot product",
         "ours",
-        _lds_order(),
+        _lds_order(("refined", "ec-shampoo", "ekfac", "kfac", "gradient"), "≥"),
+    )
+    yield (
+        "LDS: EK-FAC with `--damping auto` is as good as with 0.1 of the mean",
+        "ours",
+        _lds_order(("ekfac-auto", "ekfac"), "/"),
+    )
+    yield (
+        "a query's loss rises more without EK-FAC's top paragraphs than the gradient's, or random",
+        "ours",
+        _removal(),
     )
 
 
@@ -229,7 +276,62 @@ def table(found: list[Task]) -> list[str]:
         shown = [f"{one[0]:.3f} ({one[1]:.3f})" if one else "–" for one in cells]
         lines.append(f"| {name} | {' | '.join(shown)} |")
     lines.append("| points scored | " + " | ".join(str(task.points) for task in found) + " |")
+    return [*lines, *_lds_table(), *_noise_table(), *_blocks_table()]
+
+
+def _lds_table() -> list[str]:
+    rows = _lds()
+    if not rows:
+        return []
+    lines = ["", "| demo, retrained on halves | LDS | 95 % | EK-FAC better by | 95 % |"]
+    lines.append("| --- | --- | --- | --- | --- |")
+    for name, row in rows.items():
+        less = row.get("ekfac_minus_this")
+        more = (f"{less['mean']:+.3f}", _span(less["interval"])) if less else ("", "")
+        lines.append(
+            f"| {DEMO_NAMES.get(name, name)} | {row['mean']:.3f} | {_span(row['interval'])} "
+            f"| {more[0]} | {more[1]} |"
+        )
     return lines
+
+
+def _span(interval: Sequence[float]) -> str:
+    return f"{interval[0]:.2f} to {interval[1]:.2f}"
+
+
+def _noise_table() -> list[str]:
+    raw = _read("demo-noise")
+    if raw is None:
+        return []
+    heads = ["demo: sequences of a fit", "scores of two fits, Pearson, mean (worst)"]
+    heads += ["with the other half's largest fit", "log Λ of a fit's halves", "covariances' cosine"]
+    lines = ["", f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
+    for row in raw["sizes"]:
+        cells = [f"{row['sequences']:,}"]
+        cells += [
+            f"{_mean(row[which]):.3f} ({_least(row[which]):.3f})"
+            for which in ("between", "with_largest")
+        ]
+        cells += [
+            f"{statistics.fmean(fit[which]['median'] for fit in row['factors']):.3f}"
+            for which in ("corrected", "covariances")
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _blocks_table() -> list[str]:
+    raw = _read("demo-blocks")
+    if raw is None:
+        return []
+    sizes = {count: of["eigenvectors"] / 2**20 for count, of in raw["bytes"].items()}
+    lines = [
+        "",
+        "| demo: blocks O | " + " | ".join(sizes) + " |",
+        "| --- |" + " --- |" * len(sizes),
+    ]
+    cells = (f"{size:.1f} MiB" for size in sizes.values())
+    return [*lines, f"| eigenvectors | {' | '.join(cells)} |"]
 
 
 # ---- figures --------------------------------------------------------------------------------

@@ -7,9 +7,10 @@
 
 run from the top of the repository, in this order and with the same options. The data are paragraphs
 of the demo's corpus, cut at --seq-len tokens: all that state a fact that a query asks for, and
-random ones. `scores` runs inflcli's own stages at full rank on the model trained on all; scores of
-others come as --scores FILE.npz, an array [K, N] an estimator, with K and N as `train` prints
-them. Models are in runs/validation/bank, as measurements; results in results/lds-demo.json.
+random ones. `scores` makes those of every estimator of `inflcli validate` for the model trained on
+all; scores of others come as --scores FILE.npz, an array [K, N] an estimator, with K and N as
+`train` prints them. Models are in runs/validation/bank, as measurements; results in
+results/lds-demo.json.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.validation.retraining_demo import Experiment, load, pipeline_scores
+from benchmarks.validation.retraining_demo import Experiment, estimated_scores, load
 from inflcli import console
 from inflcli.validation.bank import Bank, Progress, Wanted
 from inflcli.validation.lds import lds, noise, subsets
@@ -177,7 +178,7 @@ def read_scores(options: Options, demo: Experiment, bank: Bank) -> dict[str, NDA
 def stage_scores(options: Options, demo: Experiment, bank: Bank) -> dict[str, Any]:
     train_full(options, demo, bank)
     folder = full_folder(options, bank)
-    found = pipeline_scores(demo, folder, options.modules)
+    found = estimated_scores(demo, folder, options)
     path = folder / f"scores-{options.modules}.npz"
     np.savez(path, **found)
     print(f"{', '.join(found)}: {path}")
@@ -207,7 +208,7 @@ def stage_lds(options: Options, demo: Experiment, bank: Bank) -> dict[str, Any]:
             "interval_for_these_queries": these.interval,
             "per_query": dict(zip(demo.query_ids, result.per_query.tolist(), strict=True)),
         }
-    first = next(iter(results))
+    first = "ekfac" if "ekfac" in results else next(iter(results))
     for name in results:
         if name != first:
             difference, interval = results[first].minus(results[name])
@@ -288,6 +289,7 @@ def settings(options: Options) -> dict[str, Any]:
         "recipe": {**asdict(recipe(options)), "betas": list(recipe(options).betas)},
         "paragraphs": options.paragraphs,
         "seq_len": options.seq_len,
+        "queries": options.queries,
         "share": options.share,
     }
 
@@ -328,6 +330,8 @@ def parse() -> Options:
     add("--dtype", default="float32")
     add("--workers", type=int, default=2, help="Processes that train.")
     add("--threads", type=int, default=1, help="Of each.")
+    add("--queries", type=int, default=16, help="The demo's and of its further facts, at most.")
+    add("--depth", type=int, default=150, help="Steps of LiSSA.")
     add("--modules", default="mlp", help="Of the scores: mlp, attention, all.")
     add("--scores", type=Path, nargs="*", default=[], help="npz: estimator -> [K, N].")
     add("--estimators", nargs="*", help="Of topk; all by default.")

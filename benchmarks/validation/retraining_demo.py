@@ -1,11 +1,11 @@
-"""The demo's architecture, paragraphs and queries for `retraining.py`, and inflcli's own scores."""
+"""The demo's architecture, paragraphs and queries for `retraining.py`, and its scores."""
 
 from __future__ import annotations
 
 import copy
 import json
 from argparse import Namespace
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +16,21 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.demo_facts import MODEL, QUERIES, TEXT, read_jsonl, states
-from inflcli.artifacts.candidates import CandidateReader
 from inflcli.artifacts.corpus import CorpusReader
-from inflcli.artifacts.scan import ScanReader
-from inflcli.config import (
-    FitFactorsConfig,
-    PreconditionConfig,
-    PrepareConfig,
-    Runtime,
-    ScanConfig,
-    TfidfConfig,
-)
-from inflcli.corpus.queries import encode_query, read_queries
+from inflcli.artifacts.factors import FactorsReader
+from inflcli.config import ESTIMATORS, FitFactorsConfig, PrepareConfig, Runtime, ValidateConfig
+from inflcli.corpus.queries import EncodedQuery, encode_query, read_queries
+from inflcli.stages.common import load as load_model
 from inflcli.stages.fit_factors import fit_factors
-from inflcli.stages.precondition import precondition
 from inflcli.stages.prepare import prepare
-from inflcli.stages.scan import scan
-from inflcli.stages.tfidf_filter import tfidf_filter
+from inflcli.stages.validate_estimates import Estimates
+from inflcli.stages.validate_problem import given_inverse, pose
+from inflcli.validation import Result, ekfac, refined
 from inflcli.validation.points import Sequences
 
 MORE = Path(__file__).parent.parent / "more-facts.jsonl"
-CURVATURES = ("ekfac", "kfac", "identity")
+AUTO = "ekfac-auto"
+"""EK-FAC with `--damping auto`."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +58,8 @@ def load(options: Namespace) -> Experiment:
     """Choose and prepare the paragraphs in `options.run`, or read what was prepared there.
 
     The sequences are those that `prepare --per-line` makes, so that row n of a scan is point n.
-    Queries whose fact no paragraph states within its first tokens are left out.
+    Queries whose fact no paragraph states within its first tokens are left out, and those after
+    the first `options.queries`.
     """
     run: Path = options.run
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
@@ -81,9 +76,7 @@ def load(options: Namespace) -> Experiment:
     reader = CorpusReader.open(run / "corpus")
     if reader.n_sequences != len(documents):
         raise SystemExit("a paragraph is empty, or too short to train on")
-    encoded = [
-        encode_query(query, tokenizer, bos=False, max_tokens=None) for query in read_queries(asked)
-    ]
+    encoded = encoded_queries(run, tokenizer)
     lengths = np.array([len(one.tokens) for one in encoded])
     tokens = np.zeros((len(encoded), lengths.max()), np.int64)
     for row, one in enumerate(encoded):
@@ -99,6 +92,12 @@ def load(options: Namespace) -> Experiment:
     )
 
 
+def encoded_queries(run: Path, tokenizer: Any) -> list[EncodedQuery]:
+    """Those that `load` wrote."""
+    queries = read_queries(run / "queries.jsonl")
+    return [encode_query(query, tokenizer, bos=False, max_tokens=None) for query in queries]
+
+
 def _choose(
     tokenizer: Any, options: Namespace
 ) -> tuple[list[dict[str, Any]], NDArray[np.bool_], list[dict[str, Any]]]:
@@ -109,7 +108,8 @@ def _choose(
     facts = np.array(
         [[states(text, query["metadata"]["fact"]) for text in cut] for query in queries]
     )
-    stated = facts.any(1)
+    stated = np.flatnonzero(facts.any(1))[: options.queries]
+    facts = facts[stated]
     stating = np.flatnonzero(facts.any(0))
     room = options.paragraphs - len(stating)
     if room < 0:
@@ -117,35 +117,56 @@ def _choose(
     others = np.setdiff1d(np.arange(len(documents)), stating)
     drawn = np.random.default_rng(options.seed).permutation(others)[:room]
     chosen = np.sort(np.concatenate([stating, drawn]))
-    kept = [query for query, there in zip(queries, stated, strict=True) if there]
-    return [documents[i] for i in chosen], facts[stated][:, chosen], kept
+    return [documents[i] for i in chosen], facts[:, chosen], [queries[i] for i in stated]
 
 
-def pipeline_scores(demo: Experiment, folder: Path, modules: str) -> dict[str, NDArray[Any]]:
-    """Scores [K, N] of the model in `folder`/model by inflcli's stages, by estimator.
+def estimated_scores(
+    demo: Experiment, folder: Path, options: Namespace
+) -> dict[str, NDArray[np.float64]]:
+    """Scores [K, N] of the model in `folder`/model by every estimator of `inflcli validate`.
 
-    EK-FAC, K-FAC and the gradient dot product at full rank, TF-IDF, and whether a paragraph states
-    the fact, which is no estimate but tells what such an oracle would reach.
+    At full rank, with factors of all paragraphs; refined on every fourth batch of them. Beside
+    these EK-FAC with the damping that the fit's halves choose, and whether a paragraph states the
+    fact, which is no estimate but tells what such an oracle would reach. Each is kept once done.
     """
-    model, corpus, asked = str(folder / "model"), demo.run / "corpus", demo.run / "queries.jsonl"
-    runtime = Runtime(device="cpu", overwrite=True)
-    factors = folder / f"factors-{modules}"
-    fit_factors(model, corpus, factors, FitFactorsConfig(modules=modules), runtime)
-    found: dict[str, NDArray[Any]] = {}
-    for curvature in CURVATURES:
-        name = f"{modules}-{curvature}"
-        queries, scores = folder / f"queries-{name}", folder / f"scan-{name}"
-        config = PreconditionConfig(curvature=curvature, rank=None, keep=None)
-        precondition(model, factors, asked, queries, config, runtime)
-        scan(model, queries, corpus, scores, ScanConfig(), runtime)
-        reader = ScanReader.open(scores)
-        assert list(reader.query_ids) == demo.query_ids
-        found[curvature] = np.stack([reader.scores(q) for q in range(len(demo.query_ids))])
-    tfidf_filter(corpus, asked, folder / "candidates", TfidfConfig(top=len(demo.data)), runtime)
-    candidates = CandidateReader.open(folder / "candidates")
-    found["tfidf"] = np.zeros(demo.facts.shape)
-    for row, (ids, values) in enumerate(zip(candidates.ids, candidates.scores, strict=True)):
-        there = ids >= 0
-        found["tfidf"][row, ids[there]] = values[there]
+    model, corpus = str(folder / "model"), demo.run / "corpus"
+    runtime = Runtime(device="cpu")
+    factors, kept = folder / f"factors-{options.modules}", folder / f"scores-{options.modules}"
+    kept.mkdir(exist_ok=True)
+    fit_factors(model, corpus, factors, FitFactorsConfig(modules=options.modules), runtime)
+    config = ValidateConfig(points=None, dtype="float32", depth=options.depth, tolerance=1e-4)
+    reader, curvature = CorpusReader.open(corpus), FactorsReader.open(factors)
+    loaded = load_model(model, config.dtype, runtime)
+    asked = encoded_queries(demo.run, demo.tokenizer)
+    question = pose(loaded, reader, curvature, asked, config)
+    estimates = Estimates(question, loaded, reader, curvature, asked, config)
+
+    def make(name: str) -> Result:
+        if name == "refined":
+            return refined(
+                question.problem,
+                inverse=estimates.inverse(),
+                steps=config.refine,
+                subset=question.problem.fitted[::4],
+                rows=question.rows,
+            )
+        if name == AUTO:
+            chosen = replace(config, damping_factor="auto")
+            inverse = given_inverse(factors, curvature, "ekfac", chosen, loaded)
+            return ekfac(question.problem, inverse=inverse)
+        return estimates.make(name)
+
+    found = {}
+    for name in (*ESTIMATORS, AUTO):
+        path = kept / f"{name}.npy"
+        if not path.exists():
+            result = make(name)
+            scores = np.empty(demo.facts.shape)
+            scores[:, question.points] = result.scores.numpy()
+            partial = path.with_suffix(".partial.npy")
+            np.save(partial, scores)
+            partial.rename(path)
+            print(f"{name}: {result.total:.1f} s", flush=True)
+        found[name] = np.load(path)
     found["states-the-fact"] = demo.facts.astype(np.float64)
     return found

@@ -53,7 +53,11 @@ def command(
         typer.Option("--depth", min=1, help="Steps of LiSSA; the fit's sequences if not given."),
     ] = None,
     tolerance: Annotated[
-        float, typer.Option("--tolerance", help="Relative residual at which ggn's solve ends.")
+        float,
+        typer.Option(
+            "--tolerance",
+            help="Relative residual at which ggn's solve ends, and gradient norm of pbrf's minima.",
+        ),
     ] = 1e-6,
     epsilon: Annotated[
         float | None,

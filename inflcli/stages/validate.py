@@ -158,7 +158,12 @@ class Validation:
         if name == "ggn":
             rows = self.question.rows
             return ggn(problem, inverse=inverse, tolerance=self.config.tolerance, rows=rows)
-        return pbrf(problem, inverse=inverse, epsilon=self.config.epsilon)
+        return pbrf(
+            problem,
+            inverse=inverse,
+            epsilon=self.config.epsilon,
+            tolerance=self.config.tolerance,
+        )
 
     def _scores(self, kind: str, name: str) -> NDArray[np.float64]:
         tensors = read_tensors(self.writer.folder / kind / f"{name}.safetensors")

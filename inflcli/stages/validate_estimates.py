@@ -16,6 +16,7 @@ from inflcli.corpus import bm25
 from inflcli.corpus.queries import EncodedQuery
 from inflcli.ekfac import Inverse
 from inflcli.model.load import LoadedModel
+from inflcli.model.memory import budget
 from inflcli.retrieval import tfidf
 from inflcli.stages.validate_problem import Question, given_inverse
 from inflcli.validation import (
@@ -71,8 +72,10 @@ class Estimates:
                 problem,
                 inverse=inverse,
                 fit_seconds=seconds,
+                label_samples=self._label_samples,
                 tolerance=config.tolerance,
                 seed=config.seed,
+                room=budget(None, problem.model.device),
             )
         if name == "refined":
             return refined(
@@ -89,11 +92,23 @@ class Estimates:
             return ekfac(problem, kind=name, inverse=inverse, damping=damping, fit_seconds=seconds)
         blocks = int(name.removeprefix("blocks-")) if name.startswith("blocks-") else 1
         kind = "ekfac" if name.startswith("blocks-") else name
-        return ekfac(problem, kind=kind, blocks=blocks, damping=damping, seed=config.seed)
+        return ekfac(
+            problem,
+            kind=kind,
+            blocks=blocks,
+            damping=damping,
+            label_samples=self._label_samples,
+            seed=config.seed,
+        )
 
     def _given(self, curvature: str) -> Inverse:
         folder = self._factors.artifact.path
         return given_inverse(folder, self._factors, curvature, self.config, self._model)
+
+    @property
+    def _label_samples(self) -> int:
+        """As many as the factors have, so that sampling costs all estimators alike."""
+        return int(self._factors.artifact.manifest.config["label_samples"])
 
     def _fit_seconds(self, without: str = "") -> float:
         """What fitting the factors took: its passes and decompositions."""

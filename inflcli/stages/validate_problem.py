@@ -24,6 +24,8 @@ from inflcli.stages.fit_plan import chosen_sequences
 from inflcli.stages.inverses import read_inverses
 from inflcli.validation import Problem
 
+_TOKENS = 1024
+"""In a batch of what is fitted, which is what a step of LiSSA sees."""
 _POSITIONS = 8192
 """In one pass of a product: more take a third longer, in memory that comes and goes."""
 
@@ -60,7 +62,7 @@ def pose(
     fitted = chosen_sequences(corpus, _fit_config(factors))
     names = [module.name for module in common.tracked_from(factors.modules)]
     model = LinearModel(loaded.network, Categorical(), modules=names, forward=_logits)
-    fitted_plan = plan_batches(fitted, corpus.lengths[fitted], None)
+    fitted_plan = plan_batches(fitted, corpus.lengths[fitted], None, _TOKENS)
     points_plan = plan_batches(points, corpus.lengths[points], None)
     problem = Problem(
         model,

@@ -27,7 +27,7 @@ from inflcli.ekfac import lissa as lissa_solver
 from inflcli.ekfac.gauss_newton import Matrices
 from inflcli.ekfac.linear import Batch
 from inflcli.ekfac.solve import Apply
-from inflcli.validation.fisher import SampledFisher
+from inflcli.validation.fisher import ROOM, SampledFisher
 from inflcli.validation.problem import (
     ROWS,
     Damping,
@@ -159,20 +159,21 @@ def sampled_cg(
     steps: int = 1000,
     tolerance: float = 1e-6,
     seed: int = 0,
+    room: float = ROOM,
 ) -> Result:
     """Conjugate gradients on the sampled Gauss-Newton Hessian, E[DW DWᵀ] with pseudo-labels.
 
     What EK-FAC approximates, without the approximation: what is left of its error is that of
     sampling `label_samples` labels a sequence. Preconditioned by `inverse` where one is given,
-    else by 1/λ. Cost a step: D MACs a sequence and query, D the tracked parameters; without room
-    for the gradients, `label_samples` passes more.
+    else by 1/λ. Cost a step: 2 D MACs a sequence and query, D the tracked parameters; where the
+    sequences' gradients take more than `room` bytes, `label_samples` passes more.
     """
     watch = Watch(problem.model.device, fit_seconds)
     with watch("fit"):
         if inverse is not None:
             inverse = inverse_for(problem, inverse, damping)
         added = damping_for(problem, damping) if inverse is None else inverse.damping
-        fisher = SampledFisher(problem.model, problem.fitted, label_samples, seed)
+        fisher = SampledFisher(problem.model, problem.fitted, label_samples, seed, room)
     details: dict[str, Any] = {"label_samples": label_samples, "seed": seed, "damping": added}
 
     def scaled(vectors: Matrices) -> Matrices:

@@ -11,14 +11,15 @@ from inflcli.ekfac import LinearModel
 from inflcli.ekfac.gauss_newton import Matrices
 from inflcli.ekfac.linear import Batch, LinearModule
 
-_KEPT = 1 << 30
-"""Bytes of sequence gradients that are kept rather than computed again for every product."""
+ROOM = 1 << 30
+"""Bytes of sequence gradients that are kept unless said otherwise."""
 
 
 class SampledFisher:
     """E[DW DWᵀ] over batches, with labels that are the same in every product.
 
-    The gradients are kept if they take no more than 1 GiB.
+    The gradients are kept if they take no more than `room` bytes, and computed again for every
+    product if they do.
     """
 
     def __init__(
@@ -27,13 +28,14 @@ class SampledFisher:
         batches: Sequence[Batch],
         label_samples: int,
         seed: int,
+        room: float = ROOM,
     ) -> None:
         self._model, self._batches = model, batches
         self._samples, self._seed = label_samples, seed
         self._count = label_samples * sum(len(batch[0]) for batch in batches)
         size = sum(module.inputs * module.outputs for module in model.modules)
-        room = self._count * size * model.dtype.itemsize <= _KEPT
-        self._kept = list(self._gradients()) if room else None
+        fits = self._count * size * model.dtype.itemsize <= room
+        self._kept = list(self._gradients()) if fits else None
 
     def product(self, vectors: Matrices) -> Matrices:
         """E[DW <DW, v>] for K vectors."""

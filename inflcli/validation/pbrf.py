@@ -43,15 +43,16 @@ def pbrf(
     It works in coordinates that are whitened by the EK-FAC `inverse`, or by a `whitening`: for a
     small network `SpectralWhitening` needs a handful of steps instead of a hundred. A minimum is
     found when |dJ/du| is `tolerance` times that at θs, or after so many `iterations`. λ is that of
-    the `inverse` (an EK-FAC fit's unless given), or `damping`. `epsilon` is one for all points:
-    0.01 over the largest self-influence |Wᵀ g|² ≈ gᵀ (G + λI)⁻¹ g unless given, g being the
-    gradient of a point for its own targets or for some drawn from the network. What higher orders
-    that leaves is seen by halving ε for `checked` points, from the one of least
-    self-influence to that of the largest.
+    the `inverse` (an EK-FAC fit's unless given), or `damping`. `epsilon` is one for all points;
+    unless given, each has its own: 0.01 over its self-influence |Wᵀ g|² ≈ gᵀ (G + λI)⁻¹ g, g being
+    its gradient for its own targets or for some drawn from the network, whichever has more. A
+    smaller ε would leave less of J above rounding. What higher orders that leaves is seen by
+    halving ε for `checked` points, from the one of least self-influence to that of the largest.
 
-    details: `epsilon`; the largest `gradient_norm` reached, relative to that at θs, and whether it
-    is as small as was asked (`converged`); `evaluations` of J a point, in the mean; and
-    `halved_change`, |r(ε) - r(ε/2)| / |r(ε)| over the queries, the largest of the checked points.
+    details: the least and the largest ε (`epsilon`, `epsilon_largest`); the largest `gradient_norm`
+    reached, relative to that at θs, and whether it is as small as was asked (`converged`);
+    `evaluations` of J a point, in the mean; and `halved_change`, |r(ε) - r(ε/2)| / |r(ε)| over the
+    queries, the largest of the checked points.
     Raises ValueError if ε is 0, or the inverse the identity. Cost: N times the evaluations, each a
     pass over `fitted`, forward and backward.
     """
@@ -70,21 +71,27 @@ def pbrf(
                 for batch in problem.points
             ]
         )
-        if epsilon is None:
-            epsilon = _REGIME / max(float(own.max()), 1e-300)
-        if not epsilon:
+        weights = (_REGIME / own.clamp(min=1e-300)).tolist()
+        if epsilon is not None:
+            weights = [epsilon] * len(own)
+        if not all(weights):
             raise ValueError("epsilon is 0")
         settings = _Settings(tolerance, iterations)
         points = [one for batch in problem.points for one in _examples(batch)]
-        found = [_respond(objective, problem.queries, one, epsilon, settings) for one in points]
+        found = [
+            _respond(objective, problem.queries, one, weight, settings)
+            for one, weight in zip(points, weights, strict=True)
+        ]
         changes = []
         for index in _spread(own, checked):
-            half = _respond(objective, problem.queries, points[index], epsilon / 2, settings)
+            halved = weights[index] / 2
+            half = _respond(objective, problem.queries, points[index], halved, settings)
             change, whole = half.response - found[index].response, found[index].response
             changes.append(float(change.norm() / whole.norm().clamp(min=1e-300)))
     worst = max(one.gradient_norm for one in found)
     details: dict[str, Any] = {
-        "epsilon": epsilon,
+        "epsilon": min(weights),
+        "epsilon_largest": max(weights),
         "gradient_norm": worst,
         "converged": worst <= tolerance,
         "tolerance": tolerance,
