@@ -16,6 +16,7 @@ from typing import Generic, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 
 class Linear(Protocol):
@@ -97,10 +98,8 @@ class Capture(Generic[M]):
         kept = self._inputs
         inputs = kept[module.name] if self.keep_inputs else kept.pop(module.name)
         inputs, gradient = (x.reshape(*self._shape, x.shape[-1]) for x in (inputs, gradient))
-        if module.bias:
-            inputs = nn.functional.pad(inputs, (0, 1), value=1.0)
         with torch.no_grad():
-            self._consume(module, inputs, gradient)
+            self._consume(module, _with_bias(module, inputs), gradient)
 
 
 @contextmanager
@@ -118,16 +117,52 @@ def moved(
 
     def hook(module: M) -> Callable[..., Tensor]:
         def add(target: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            a = nn.functional.pad(arguments[0], (0, 1), value=1.0) if module.bias else arguments[0]
-            more = push(module, a)
+            more = push(module, _with_bias(module, arguments[0]))
             if ratios is not None:
                 ratios.append(float(more.detach().norm() / (output.detach().norm() + _TINY)))
             return output + step * more
 
         return add
 
+    with _hooked(network, modules, hook):
+        yield
+
+
+@contextmanager
+def set_moving(
+    network: nn.Module, modules: Sequence[M], push: Callable[[M, Tensor], Tensor]
+) -> Iterator[None]:
+    """Within a level of forward mode, let every module's output move by V a beside what its input
+    does: the derivative at a step of 0, where outputs are what they were.
+
+    `push` is that of `moved`; where it is called for many V by `torch.vmap`, the outputs themselves
+    are computed once.
+    """
+
+    def hook(module: M) -> Callable[..., Tensor]:
+        def add(target: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            # What moves a is the network's own doing: here it stands still.
+            a = forward_ad.unpack_dual(arguments[0]).primal
+            more = push(module, _with_bias(module, a))
+            still, moving = forward_ad.unpack_dual(output)
+            return forward_ad.make_dual(still, more if moving is None else moving + more)
+
+        return add
+
+    with _hooked(network, modules, hook):
+        yield
+
+
+@contextmanager
+def _hooked(
+    network: nn.Module, modules: Sequence[M], hook: Callable[[M], Callable[..., Tensor]]
+) -> Iterator[None]:
     with ExitStack() as hooks:
         for module in modules:
             target = network.get_submodule(module.name)
             hooks.callback(target.register_forward_hook(hook(module)).remove)
         yield
+
+
+def _with_bias(module: Linear, a: Tensor) -> Tensor:
+    return nn.functional.pad(a, (0, 1), value=1.0) if module.bias else a

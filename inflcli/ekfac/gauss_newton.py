@@ -13,10 +13,9 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from inflcli.ekfac.capture import Capture, Linear, moved
+from inflcli.ekfac.capture import Capture, Linear, set_moving
 
 Matrices = dict[str, Tensor]
 """By module, [K, P, M]."""
@@ -34,59 +33,65 @@ class Differentiable(Protocol):
     @property
     def modules(self) -> Sequence[Linear]: ...
 
-    def repeated(self, batch: Any, times: int) -> Any:
-        """The batch so many times, one after the other."""
-
     def sequences(self, batch: Any) -> int:
         """How many sequences a batch has."""
 
     def top(self, batch: Any) -> Tensor:
         """Run the network: [B, ..., D]."""
 
-    def curvature_at_top(self, top: Tensor, tangent: Tensor, batch: Any) -> Tensor:
-        """H u, brought back to the top, of `tangent` [B, ..., D]; zero where nothing is
-        predicted."""
+    def curvature_at_top(self, top: Tensor, tangents: Tensor, batch: Any) -> Tensor:
+        """H u, brought back to the top, of each u of `tangents` [K, B, ..., D]; zero where nothing
+        is predicted."""
 
 
 def gauss_newton_sum(model: Differentiable, batch: Any, vectors: Mapping[str, Tensor]) -> Matrices:
     """The sum over a batch's sequences of Jᵀ H J v, for K vectors, in their type.
 
-    The passes are in the network's type. Cost, a vector: a forward pass in forward mode, which is
-    two, a plain one, a backward through activations, and the products V a and gᵀ a of every module.
-    All vectors' passes are one batch, K times as large. Raises NotImplementedError where an
-    operator of the network has no forward mode.
+    The passes are in the network's type. Cost: a forward pass in forward mode, one for the graph,
+    and for each vector what moves in the former, a backward through activations, and the products
+    V a and gᵀ a of every module. Raises NotImplementedError where an operator of the network has no
+    forward mode.
     """
-    count = len(next(iter(vectors.values())))
-    many = model.repeated(batch, count)
     # Each of a norm near 1 by a power of two, which rounds nothing: half types hold few powers.
     sizes = _norms(vectors)
     scale = torch.where(sizes > 0, torch.frexp(sizes).mantissa / sizes, 1.0)
 
-    def push(module: Linear, a: Tensor) -> Tensor:
-        v = vectors[module.name]
-        v = (v * scale.to(v)[:, None, None]).to(a)
-        # What moves a is the network's own doing: here it stands still.
-        rows = forward_ad.unpack_dual(a).primal.reshape(count, -1, a.shape[-1])
-        return (rows @ v.mT).view(*a.shape[:-1], v.shape[1])
+    def along(vector: Matrices, scale: Tensor) -> Tensor:
+        """J v [B, ..., D] of one of them."""
+
+        def push(module: Linear, a: Tensor) -> Tensor:
+            v = vector[module.name]
+            return a @ (v * scale.to(v)).to(a).mT
+
+        def run(_: Tensor) -> Tensor:
+            with set_moving(model.network, model.modules, push):
+                return model.top(batch)
+
+        # The step itself moves nothing: `set_moving` does, within the level that jvp makes.
+        tangent: Tensor = torch.func.jvp(run, (torch.zeros(()),), (torch.ones(()),))[1]
+        return tangent
 
     # Of the attention kernels only the plain one has a forward mode.
-    with sdpa_kernel(SDPBackend.MATH), torch.no_grad(), forward_ad.dual_level():
-        step = forward_ad.make_dual(*(make(()) for make in (torch.zeros, torch.ones)))
-        with moved(model.network, model.modules, push, step):
-            top, tangent = forward_ad.unpack_dual(model.top(many))
-        curved = torch.zeros_like(top)
-        if tangent is not None:
-            curved = model.curvature_at_top(top, tangent, many)
-    found: Matrices = {}
+    with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        tangents = torch.vmap(along)(dict(vectors), scale)
+    found = {name: torch.empty_like(v) for name, v in vectors.items()}
 
     def consume(module: Linear, a: Tensor, g: Tensor) -> None:
-        a, g = (x.reshape(count, -1, x.shape[-1]).to(vectors[module.name]) for x in (a, g))
-        found[module.name] = (g.mT @ a).div_(scale.to(g)[:, None, None])
+        of = found[module.name]
+        a, g = (x.reshape(-1, x.shape[-1]).to(of) for x in (a, g))
+        torch.mm(g.mT, a, out=of[number]).div_(scale[number].to(of))
 
-    shape = torch.Size((count * model.sequences(batch), -1))
-    capture = Capture(model.network, model.modules, consume, shape)
+    capture = Capture(
+        model.network, model.modules, consume, torch.Size((model.sequences(batch), -1))
+    )
     with frozen(model.network), torch.enable_grad(), capture:
-        model.top(many).backward(curved)
+        top = model.top(batch)
+        curved = model.curvature_at_top(top.detach(), tangents, batch)
+        del tangents
+        for number, slope in enumerate(curved):
+            again = number + 1 < len(curved)
+            capture.keep_inputs = again
+            top.backward(slope, retain_graph=again)
     return found
 
 

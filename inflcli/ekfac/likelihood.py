@@ -31,8 +31,9 @@ class Likelihood(Protocol):
         """Targets drawn from the distribution itself, where `targets` has some."""
 
     def curvature(self, outputs: Tensor, targets: Tensor, tangent: Tensor) -> Tensor:
-        """H u for a `tangent` u of the outputs, with H = -d² log p / d outputs², which does not
-        depend on what the targets are; zero where nothing is predicted."""
+        """H u for a `tangent` u of the outputs, or for each of [K, B, ..., C], with
+        H = -d² log p / d outputs², which does not depend on what the targets are; zero where
+        nothing is predicted."""
 
     def divergence(self, outputs: Tensor, targets: Tensor, before: Tensor) -> Tensor:
         """KL(p(. | before) ‖ p(. | outputs)), summed over positions: [B]. To rounding of its own

@@ -122,18 +122,14 @@ class LinearModel:
 
     # What products with the Gauss-Newton Hessian need (`Differentiable`).
 
-    def repeated(self, batch: Batch, times: int) -> Batch:
-        inputs, targets = (x.repeat(times, *[1] * (x.dim() - 1)) for x in batch)
-        return inputs, targets
-
     def sequences(self, batch: Batch) -> int:
         return len(batch[0])
 
     def top(self, batch: Batch) -> Tensor:
         return self.outputs(batch[0])
 
-    def curvature_at_top(self, top: Tensor, tangent: Tensor, batch: Batch) -> Tensor:
-        return self.likelihood.curvature(top, batch[1], tangent)
+    def curvature_at_top(self, top: Tensor, tangents: Tensor, batch: Batch) -> Tensor:
+        return self.likelihood.curvature(top, batch[1], tangents)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -118,36 +117,32 @@ class Passes:
 
     # What products with the Gauss-Newton Hessian need (`ekfac.gauss_newton.Differentiable`).
 
-    def repeated(self, batch: Batch, times: int) -> Batch:
-        """The batch so many times, one after the other."""
-        tokens, predicted = (x.repeat(times, 1) for x in (batch.tokens, batch.predicted))
-        return Batch(tokens, predicted, np.tile(batch.ids, times))
-
     def sequences(self, batch: Batch) -> int:
         return len(batch.ids)
 
     def top(self, batch: Batch) -> Tensor:
         return self.forward(batch.tokens)
 
-    def curvature_at_top(self, top: Tensor, tangent: Tensor, batch: Batch) -> Tensor:
-        """Wᵀ H W u of a tangent u of the top, with H = diag(p) - p pᵀ at every predicted position
-        and zero elsewhere; W is the head, or the identity without a plain one.
+    def curvature_at_top(self, top: Tensor, tangents: Tensor, batch: Batch) -> Tensor:
+        """Wᵀ H W u of each tangent u of the top, [K, B, T, D], with H = diag(p) - p pᵀ at every
+        predicted position and zero elsewhere; W is the head, or the identity without a plain one.
 
-        Cost: three products with W at the predicted positions, in chunks of them.
+        Cost: 2 K + 1 products with W at the predicted positions, in chunks of them.
         """
-        flat, moved = (x.reshape(-1, x.shape[-1]) for x in (top, tangent))
-        curved, head = torch.zeros_like(flat), self.head
+        flat, moved = top.flatten(0, 1), tangents.flatten(1, 2)
+        curved, head = torch.zeros_like(moved), self.head
         element = self.model.statistics_dtype
-        step = max(1, _CHUNK_ELEMENTS // (2 * self.model.vocabulary))  # p and u beside each other
+        # p and every u beside each other.
+        step = max(1, _CHUNK_ELEMENTS // ((len(tangents) + 1) * self.model.vocabulary))
         with torch.no_grad():
             for part in batch.rows.to(flat.device).split(step):
-                logits, u = flat[part], moved[part]
+                logits, u = flat[part], moved[:, part]
                 if head is not None:
                     logits, u = head(logits), u @ head.weight.T  # a bias does not move
                 p, u = logits.to(element).softmax(-1), u.to(element)
                 u = (p * (u - (p * u).sum(-1, keepdim=True))).to(flat.dtype)
-                curved[part] = u if head is None else u @ head.weight
-        return curved.view_as(top)
+                curved[:, part] = u if head is None else u @ head.weight
+        return curved.view_as(tangents)
 
     def _slope(self, powers: Tensor, total: Tensor, target: Tensor, dtype: torch.dtype) -> Tensor:
         """`onehot(y) - powers / total` [n, V], or its product with the head's weight [n, D]."""

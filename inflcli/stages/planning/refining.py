@@ -13,16 +13,19 @@ _POWER_STEPS = 20
 """Products with one vector, by which neumann finds its step."""
 
 
-def product_flops(outline: Outline, modules: list[TrackedModule], reading: Reading) -> float:
-    """Of a product with one vector: a forward pass of values and how they move, one that is kept,
-    its backward pass, and V a and gᵀ a of every module.
+def product_flops(
+    outline: Outline, modules: list[TrackedModule], reading: Reading, queries: int
+) -> float:
+    """Of a product with one vector of so many `queries`, which share two forward passes: how values
+    move, a backward pass, and V a and gᵀ a of every module.
 
-    The head's part is counted where it is predicted: there, back, and how it moves.
+    The head's part is counted where it is predicted: there once, and back and how it moves.
     """
     head = 2.0 * outline.width * outline.vocabulary
     parameters = sum(module.parameters for module in modules)
-    passes = 2 * outline.forward + outline.pass_flops(modules, 1) - 4 * head
-    return reading.positions * (passes + 4 * parameters) + reading.predicted * 3 * head
+    shared = 2 * reading.positions * (outline.forward - head) + reading.predicted * head
+    moved_and_back = outline.pass_flops(modules, 1) - 2 * head + 4 * parameters
+    return shared / queries + reading.positions * moved_and_back + reading.predicted * 2 * head
 
 
 def refine_flops(task: Task, modules: list[TrackedModule]) -> float:
@@ -33,7 +36,8 @@ def refine_flops(task: Task, modules: list[TrackedModule]) -> float:
     if config.refine_solver == "neumann":
         products += _POWER_STEPS
     turned = sum(4.0 * m.parameters * (m.inputs + m.outputs) for m in modules)
-    return products * (product_flops(task.outline, modules, reading) + turned)
+    together = refine_sizes(task).queries
+    return products * (product_flops(task.outline, modules, reading, together) + turned)
 
 
 def refine_reading(task: Task) -> Reading:

@@ -98,7 +98,8 @@ def _time_products(timed: Timed, passes: Passes) -> None:
         gauss_newton_sum(passes, batch, vectors)
 
     seconds, reading = timed.passes("refine", plans, multiply)
-    work = sizes.queries * product_flops(task.outline, modules, reading)
+    each = product_flops(task.outline, modules, reading, sizes.queries)
+    work = sizes.queries * each
     timed.speed["refine"] = work / seconds
 
 
