@@ -6,7 +6,7 @@
     python benchmarks/validation/demo.py noise     # split-half noise against the size of a fit
 
 Every step is a command of inflcli in a process of its own, which is kept in the results; what they
-write is below runs/validation, and a part that was stopped goes on. The queries are the demo's
+write is below runs/validation/demo, and a part that was stopped goes on. The queries are the demo's
 eight and the first two of its further facts, and the points a seeded sample: nothing is chosen by
 what comes out. Writes `results/demo-PART.json`.
 """
@@ -177,7 +177,7 @@ def main() -> None:
     parser.add_argument("--fit", type=int, default=64, help="sequences of the fit, and of G")
     parser.add_argument("--points", type=int, default=POINTS)
     parser.add_argument("--estimators", default="all", help="as inflcli validate takes them")
-    parser.add_argument("--work", type=Path, default=Path("runs/validation"))
+    parser.add_argument("--work", type=Path, default=Path("runs/validation/demo"))
     options = parser.parse_args()
     run = Run(options.work)
     found = PARTS[options.part](run, options)

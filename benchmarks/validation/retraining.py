@@ -9,7 +9,7 @@ run from the top of the repository, in this order and with the same options. The
 of the demo's corpus, cut at --seq-len tokens: all that state a fact that a query asks for, and
 random ones. `scores` makes those of every estimator of `inflcli validate` for the model trained on
 all; scores of others come as --scores FILE.npz, an array [K, N] an estimator, with K and N as
-`train` prints them. Models are in runs/validation/bank, as measurements; results in
+`train` prints them. Models are in runs/validation/retraining/bank, as measurements; results in
 results/lds-demo.json.
 """
 
@@ -315,7 +315,7 @@ def parse() -> Options:
     )
     add = parser.add_argument
     add("--stage", choices=list(STAGES), required=True)
-    add("--run", type=Path, default=Path("runs/validation"))
+    add("--run", type=Path, default=Path("runs/validation/retraining"))
     add("--out", type=Path, default=RESULT)
     add("--paragraphs", type=int, default=600)
     add("--seq-len", type=int, default=64)
