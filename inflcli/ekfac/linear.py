@@ -114,6 +114,10 @@ class LinearModel:
 
     # What products with the Gauss-Newton Hessian need (`Differentiable`).
 
+    def repeated(self, batch: Batch, times: int) -> Batch:
+        inputs, targets = (x.repeat(times, *[1] * (x.dim() - 1)) for x in batch)
+        return inputs, targets
+
     def sequences(self, batch: Batch) -> int:
         return len(batch[0])
 
