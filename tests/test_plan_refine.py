@@ -121,4 +121,4 @@ def test_what_is_chosen_fits(memory):
     if sizes.queries > 1 or sizes.tokens > width:
         assert taken <= memory
     if memory == 1e9:
-        assert (sizes.queries, sizes.tokens) == (64, 4096)
+        assert (sizes.queries, sizes.tokens) == (8, 4096)

@@ -12,7 +12,7 @@ from ggn import keep_float64
 from oracle import relative
 from torch import Tensor
 
-from inflcli.ekfac import GaussNewton
+from inflcli.ekfac import GaussNewton, gauss_newton
 from inflcli.model import passes as module_under_test
 from inflcli.model.batches import Batch, make_batch
 from inflcli.model.load import load_model
@@ -77,6 +77,15 @@ def test_product(tiny_model, monkeypatch, shape, wanted):
     passes = passes_of(folder, wanted)
     assert passes.head is not None
     assert errors(folder, passes, drawn(passes, 3), torch.float64) < 1e-9
+
+
+@pytest.mark.parametrize("positions", [1, 40, 10**6])
+def test_vectors_one_by_one_and_together(tiny_model, monkeypatch, positions):
+    """Backward passes of one vector each, of two with one left over, and of all."""
+    keep_float64(monkeypatch)
+    monkeypatch.setattr(gauss_newton, "_POSITIONS", positions)
+    passes = passes_of(tiny_model("llama-bias"), "mlp")
+    assert errors(tiny_model("llama-bias"), passes, drawn(passes, 3), torch.float64) < 1e-9
 
 
 def test_the_head_in_chunks(tiny_model, monkeypatch):

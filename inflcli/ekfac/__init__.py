@@ -16,8 +16,9 @@ E[DWᵀ DW] and E[DW DWᵀ] (EC-Shampoo).
 leading components of a preconditioned query, and `allocation` says how many of them to keep in each
 module. Works for any model of linear modules: nothing here knows about language models.
 
-`linear` puts them together for a network in memory, whatever its likelihood; `gauss_newton` has
-exact products with the Gauss-Newton Hessian, and `solve` what can be solved by them.
+`linear` and `fitting` put them together for a network in memory, whatever its likelihood;
+`gauss_newton` has exact products with the Gauss-Newton Hessian, and `solve` what can be solved by
+them.
 
 A regression, whose targets have a Gaussian likelihood. In a network in evaluation mode every
 nn.Linear is tracked, its bias as the last column; batches are pairs of inputs and targets:
@@ -64,10 +65,11 @@ from inflcli.ekfac.corrected import Corrected, CorrectedSum, mean_corrected
 from inflcli.ekfac.covariance import CovarianceSum, mean_covariance
 from inflcli.ekfac.damping import held_out_damping
 from inflcli.ekfac.eigenbasis import Basis, decompose, decompose_all
+from inflcli.ekfac.fitting import Curvature, Inverse, fit
 from inflcli.ekfac.gauss_newton import GaussNewton, gauss_newton_sum
 from inflcli.ekfac.inverse import DampedInverse, damping_value, kfac_eigenvalues, precondition
 from inflcli.ekfac.likelihood import IGNORED, Categorical, Gaussian, Likelihood
-from inflcli.ekfac.linear import Curvature, Inverse, LinearModel, fit, influences
+from inflcli.ekfac.linear import LinearModel, influences
 from inflcli.ekfac.lowrank import LowRank, energy, truncate
 from inflcli.ekfac.sequences import add_sequences
 from inflcli.ekfac.solve import Solution, conjugate_gradient, damped, lissa, neumann

@@ -19,6 +19,8 @@ from inflcli.ekfac.capture import Capture, Linear, set_moving
 
 Matrices = dict[str, Tensor]
 """By module, [K, P, M]."""
+_POSITIONS = 512
+"""Of a backward pass: with less, a processor waits for the programme."""
 
 
 class Differentiable(Protocol):
@@ -32,6 +34,9 @@ class Differentiable(Protocol):
 
     @property
     def modules(self) -> Sequence[Linear]: ...
+
+    def repeated(self, batch: Any, times: int) -> Any:
+        """The batch so many times, one after the other."""
 
     def sequences(self, batch: Any) -> int:
         """How many sequences a batch has."""
@@ -49,8 +54,9 @@ def gauss_newton_sum(model: Differentiable, batch: Any, vectors: Mapping[str, Te
 
     The passes are in the network's type. Cost: a forward pass in forward mode, one for the graph,
     and for each vector what moves in the former, a backward through activations, and the products
-    V a and gᵀ a of every module. Raises NotImplementedError where an operator of the network has no
-    forward mode.
+    V a and gᵀ a of every module. A batch of few positions goes through the graph so many times over
+    that the backward passes of several vectors are one. Raises NotImplementedError where an
+    operator of the network has no forward mode.
     """
     # Each of a norm near 1 by a power of two, which rounds nothing: half types hold few powers.
     sizes = _norms(vectors)
@@ -75,23 +81,25 @@ def gauss_newton_sum(model: Differentiable, batch: Any, vectors: Mapping[str, Te
     with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         tangents = torch.vmap(along)(dict(vectors), scale)
     found = {name: torch.empty_like(v) for name, v in vectors.items()}
+    count, of_batch = len(tangents), model.sequences(batch)
+    fold = min(count, max(1, _POSITIONS // max(1, tangents[0, ..., 0].numel())))
 
     def consume(module: Linear, a: Tensor, g: Tensor) -> None:
-        of = found[module.name]
-        a, g = (x.reshape(-1, x.shape[-1]).to(of) for x in (a, g))
-        torch.mm(g.mT, a, out=of[number]).div_(scale[number].to(of))
+        part = found[module.name][first : first + fold]
+        a, g = (x.reshape(fold, -1, x.shape[-1])[: len(part)].to(part) for x in (a, g))
+        torch.bmm(g.mT, a, out=part).div_(scale[first : first + fold].to(part)[:, None, None])
 
-    capture = Capture(
-        model.network, model.modules, consume, torch.Size((model.sequences(batch), -1))
-    )
+    shape = torch.Size((fold * of_batch, -1))
+    capture = Capture(model.network, model.modules, consume, shape)
     with frozen(model.network), torch.enable_grad(), capture:
-        top = model.top(batch)
-        curved = model.curvature_at_top(top.detach(), tangents, batch)
+        top = model.top(model.repeated(batch, fold) if fold > 1 else batch)
+        curved = model.curvature_at_top(top.detach()[:of_batch], tangents, batch)
         del tangents
-        for number, slope in enumerate(curved):
-            again = number + 1 < len(curved)
-            capture.keep_inputs = again
-            top.backward(slope, retain_graph=again)
+        for first in range(0, count, fold):
+            capture.keep_inputs = first + fold < count
+            some, slopes = curved[first : first + fold].flatten(0, 1), torch.zeros_like(top)
+            slopes[: len(some)] = some
+            top.backward(slopes, retain_graph=capture.keep_inputs)
     return found
 
 

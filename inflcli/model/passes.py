@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -116,6 +117,11 @@ class Passes:
         return gradient.view_as(top), log_p.view(batch.tokens.shape)
 
     # What products with the Gauss-Newton Hessian need (`ekfac.gauss_newton.Differentiable`).
+
+    def repeated(self, batch: Batch, times: int) -> Batch:
+        """The batch so many times, one after the other."""
+        tokens, predicted = (x.repeat(times, 1) for x in (batch.tokens, batch.predicted))
+        return Batch(tokens, predicted, np.tile(batch.ids, times))
 
     def sequences(self, batch: Batch) -> int:
         return len(batch.ids)

@@ -37,6 +37,8 @@ VECTORS = 9
 _ATTENTION_MAPS = 8
 """Of one layer, [heads, T, T], while it runs in forward mode: scores, softmax, both moving, and
 what is made of them."""
+_TOGETHER = 8
+"""Queries that share the forward passes of a product."""
 _TAIL = 0.5
 _NAMED = 5
 """Queries named, at most, of those that did not come as far as they should."""
@@ -56,11 +58,11 @@ def fit_into(
     """The sizes that fit `memory` bytes; one query and one sequence of `width` tokens at least.
 
     `element` is the bytes of a vector's number, `a_token` what passes hold of a token. More queries
-    than fill a batch with one sequence of each are no faster.
+    together would share little more, and leave each fewer tokens of a batch.
     """
     each = VECTORS * element * sum(module.parameters for module in modules)
     fitting = int(memory // (each + width * a_token))
-    queries = max(1, min(fitting, TOKENS_A_BATCH // width))
+    queries = max(1, min(fitting, TOKENS_A_BATCH // width, _TOGETHER))
     return Sizes(queries, batch_tokens(memory - queries * each, queries, width, a_token))
 
 

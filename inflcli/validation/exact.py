@@ -8,7 +8,7 @@ import torch
 
 from inflcli.ekfac import Inverse, conjugate_gradient, damped, influences
 from inflcli.ekfac.gauss_newton import Matrices
-from inflcli.ekfac.solve import Apply, Solution, norm
+from inflcli.ekfac.solve import Apply, Solution, relative_residual
 from inflcli.validation.problem import (
     ROWS,
     Damping,
@@ -57,30 +57,27 @@ def ggn(
     given, problem = problem, problem.in_float64()
     with watch("fit"):
         inverse = inverse_for(problem, inverse, damping)
-    apply = damped(capped_product(problem.model, problem.fitted, rows), inverse.damping)
 
-    def solve(apply: Apply, gradients: Matrices, begun: Solution | None, until: float) -> Solution:
-        dtype = next(iter(gradients.values())).dtype
-        turn = inverse.solve if whitening is None else _squared(whitening)
-        return conjugate_gradient(
+    def solve(problem: Problem, begun: Solution | None, until: float) -> tuple[Solution, float]:
+        """The solution in the problem's type, and the largest residual, computed anew."""
+        dtype, own = problem.model.dtype, inverse_for(problem, inverse, None)
+        apply = damped(capped_product(problem.model, problem.fitted, rows), own.damping)
+        gradients = problem.model.gradients(problem.queries)
+        found = conjugate_gradient(
             apply,
             gradients,
-            precondition=lambda v: _to(turn(_to(v, torch.float64)), dtype),
+            precondition=own.solve if whitening is None else _squared(whitening, dtype),
             start=None if begun is None else _to(begun.x, dtype),
             steps=steps,
             tolerance=until,
         )
+        return found, float(relative_residual(apply, found.x, gradients).max())
 
     with watch("solve"):
         begun = None
         if given.model.dtype == torch.float32:
-            single = damped(capped_product(given.model, given.fitted, rows), inverse.damping)
-            coarse = max(tolerance, _SINGLE)
-            begun = solve(single, given.model.gradients(given.queries), None, coarse)
-        gradients = problem.model.gradients(problem.queries)
-        found = solve(apply, gradients, begun, tolerance)
-        left = norm(_difference(gradients, apply(found.x)))
-        residual = float((left / norm(gradients).clamp(min=1e-300)).max())
+            begun, _ = solve(given, None, max(tolerance, _SINGLE))
+        found, residual = solve(problem, begun, tolerance)
     with watch("score"):
         scores = influences(problem.model, found.x, problem.points).cpu()
     details: dict[str, Any] = {
@@ -95,13 +92,9 @@ def ggn(
     return Result(scores, watch.seconds, details)
 
 
-def _squared(whitening: Whitening) -> Apply:
-    """W Wᵀ."""
-    return lambda v: whitening.step(whitening.pull(v))
-
-
-def _difference(x: Matrices, y: Matrices) -> Matrices:
-    return {name: value - y[name] for name, value in x.items()}
+def _squared(whitening: Whitening, dtype: torch.dtype) -> Apply:
+    """W Wᵀ, which is in float64, of vectors of another type."""
+    return lambda v: _to(whitening.step(whitening.pull(_to(v, torch.float64))), dtype)
 
 
 def _to(x: Matrices, dtype: torch.dtype) -> Matrices:
