@@ -19,6 +19,7 @@ from inflcli.artifacts.manifest import read_manifest
 from inflcli.artifacts.scan import ScanReader
 from inflcli.config import FitFactorsConfig, PreconditionConfig, Runtime, ScanConfig
 from inflcli.model.load import load_model
+from inflcli.stages import common
 from inflcli.stages import fit_factors as fit_stage
 from inflcli.stages import precondition as precondition_stage
 from inflcli.stages import scan as scan_stage
@@ -29,10 +30,8 @@ class Worker:
         self.bench = read_bench(work)
         self.model, self.folder = str(work / "model"), work / "ours"
         # The stages load the model by name; here they share one.
-        load_once = cache(load_model)
-        load_once(self.model, device=self.bench["device"], dtype=self.bench["dtype"])
-        for stage in (fit_stage, precondition_stage, scan_stage):
-            stage.load_model = load_once  # type: ignore[attr-defined]
+        self._load = common.load_model = cache(load_model)  # type: ignore[assignment]
+        common.load(self.model, self.bench["dtype"], self._runtime(None))
 
     def fit(self, batch: int | None = None, precision: str = "auto") -> dict[str, Any]:
         config = FitFactorsConfig(
@@ -103,6 +102,8 @@ class Worker:
         return Runtime(device=self.bench["device"], batch_size=batch)
 
     def _clean(self, name: str) -> Path:
+        if self._load.cache_info().misses != 1:
+            raise RuntimeError("a stage has loaded the model for itself, in measured time")
         for path in (self.folder / name, self.folder / f"{name}.partial"):
             shutil.rmtree(path, ignore_errors=True)
         return self.folder / name
