@@ -37,9 +37,9 @@ SEQ_LEN = 64
 """Tokens at which paragraphs are cut: exact products with G take a second a step for every query of
 128 such sequences."""
 TRACKED = "model.layers.3.mlp.down_proj"
-"""Of the last layer, in `exact` and `pbrf`. G of some hundred sequences has a rank of some ten
-thousand at most, and λ is a tenth of its mean eigenvalue: in all 2.4 million weights of the MLPs an
-exact solve would be about what G does not see, which is no question to ask of an estimator."""
+"""Of the last layer, in `exact` and `pbrf`. G of some hundred sequences is close to zero in most of
+the 2.4 million directions of all MLPs' weights: an exact solve with so small a λ would be about
+what G does not see, which is no question to ask of an estimator."""
 TOLERANCE = 1e-3
 """Relative residual of the exact solve, and gradient norm of the PBRF."""
 LABELS = 4
