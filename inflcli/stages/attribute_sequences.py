@@ -33,7 +33,8 @@ def attribute_sequences(
     corpus, scanned = out / "corpus", out / "scan"
     prepare([str(sequences)], model, corpus, PrepareConfig(seq_len=seq_len, per_line=True), runtime)
     count = top_k or CorpusReader.open(corpus).n_sequences
-    settings = ScanConfig(top_k=count, dtype=config.dtype)
+    # They are few: what --precision fast would save is nothing, and influences add up better.
+    settings = ScanConfig(top_k=count, dtype=config.dtype, precision="exact")
     scan(model, queries, corpus, scanned, settings, runtime)
     config = replace(config, top_k=count)
     return attribute(model, queries, corpus, scanned, out / "attribution", config, runtime)
