@@ -32,7 +32,7 @@ Refine = Annotated[
         "--refine",
         min=0,
         help="Steps of a solve with the exact curvature of all modules together, from EK-FAC's "
-        "answer; each costs about three passes a query over its sequences.",
+        "answer; each costs about one and a half passes a query over its sequences.",
         show_default=str(PreconditionConfig.refine),
     ),
 ]

@@ -67,7 +67,7 @@ def precondition(
 
     `refine_corpus` has the sequences that `config.refine` steps of a solve take G over. Cost: one
     pass over the queries, and P M (P + M) MACs a query and module for the rotations; a step of the
-    solve about three passes a query over these sequences. Raises BadInput, StaleArtifact (factors
+    solve about 1.5 passes a query over these sequences. Raises BadInput, StaleArtifact (factors
     of another model, a corpus of another tokenizer), NumericalFault.
     """
     reader = FactorsReader.open(factors)
