@@ -124,6 +124,8 @@ def test_sampled_cg_with_its_labels(both, kept):
     )
     expected = dense.scores(g, dense.each(DAMPING), problem.queries, problem.points)
     assert relative(found.scores, expected) < 1e-9
+    # The Gram matrix of kept gradients solves but for rounding; without it steps are many.
+    assert found.details["steps"] <= 2 if kept else found.details["steps"] > 5
 
 
 def test_sampled_cg_with_many_labels(both):

@@ -164,9 +164,11 @@ def sampled_cg(
     """Conjugate gradients on the sampled Gauss-Newton Hessian, E[DW DWᵀ] with pseudo-labels.
 
     What EK-FAC approximates, without the approximation: what is left of its error is that of
-    sampling `label_samples` labels a sequence. Preconditioned by `inverse` where one is given,
-    else by 1/λ. Cost a step: 2 D MACs a sequence and query, D the tracked parameters; where the
-    sequences' gradients take more than `room` bytes, `label_samples` passes more.
+    sampling `label_samples` labels a sequence. Where the n sampled gradients take no more than
+    `room` bytes, their Gram matrix preconditions, and few steps are left (see
+    `SampledFisher.inverse`); elsewhere `inverse` does where one is given, else 1/λ. Cost: n² D MACs
+    for the Gram matrix, D the tracked parameters; a step, 2 n D MACs a query, and `label_samples`
+    passes where gradients are not kept.
     """
     watch = Watch(problem.model.device, fit_seconds)
     with watch("fit"):
@@ -180,10 +182,11 @@ def sampled_cg(
         return {name: v / (added[name] or 1.0) for name, v in vectors.items()}
 
     def solve(gradients: Matrices) -> Matrices:
+        otherwise = scaled if inverse is None else inverse.solve
         found = conjugate_gradient(
             damped(fisher.product, added),
             gradients,
-            precondition=scaled if inverse is None else inverse.solve,
+            precondition=fisher.inverse(added) or otherwise,
             steps=steps,
             tolerance=tolerance,
         )
