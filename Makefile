@@ -232,7 +232,7 @@ bench-figure: $(VENV)/.bench ## Put the benchmark's results into the README and 
 	  --figure benchmarks/bench.png \
 	  --curves $(wildcard benchmarks/results/rank-*.json) --curves-figure benchmarks/rank.png
 
-RETRAINING := $(BIN)/python -m benchmarks.validation.retraining --epochs 12
+RETRAINING := $(BIN)/python -m benchmarks.validation.retraining --epochs 10 --dtype bfloat16 --models 50
 .PHONY: reproduce
 reproduce: $(VENV)/.bench ## The paper's accuracy results on small models, in some hours
 	$(BIN)/python benchmarks/validation/small.py diabetes friedman digits

@@ -105,6 +105,7 @@ def make(name: str, *, queries: int, points: int, batch: int, seed: int) -> tupl
         "points": len(scored),
         "queries": len(measured),
         "batch": batch,
+        "outputs": data.classes or 1,
         "parameters": sum(module.inputs * module.outputs for module in model.modules),
         "hidden": [data.hidden, data.hidden],
         "activation": data.activation.__name__,

@@ -93,12 +93,14 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     )
     damping = validation.ekfac(problem).details["damping"]
     say(f"{name}: {facts}")
+    sizes = {module.name: module.inputs * module.outputs for module in problem.model.modules}
     whole = tuple(torch.cat(parts) for parts in zip(*problem.fitted, strict=True))
-    # The same G; larger batches take less time.
+    # The same G; larger batches take less time. All of its eigenvectors whiten it.
     together = Problem(problem.model, [whole], problem.points, problem.queries)
     start = time.perf_counter()
-    white = validation.SpectralWhitening(together, damping, arguments.rank, ROWS)
-    whitening = {"rank": arguments.rank, "seconds": time.perf_counter() - start}
+    rank = min(sum(sizes.values()), problem.sequences * facts["outputs"])
+    white = validation.SpectralWhitening(together, damping, rank, ROWS)
+    whitening = {"rank": rank, "seconds": time.perf_counter() - start}
     exact = validation.ggn(together, damping=damping, whitening=white, rows=ROWS)
     say(f"  exact: {recorded(exact)}")
     respond = functools.partial(
@@ -128,7 +130,6 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         )
         shown = [rows[-1][truth]["pearson_mean"] for truth in truths]
         say(f"  {title}: {', '.join(f'{value:.4f}' for value in shown)} in {result.total:.3f} s")
-    sizes = {module.name: module.inputs * module.outputs for module in problem.model.modules}
     one = sum(damping[part] * size for part, size in sizes.items()) / sum(sizes.values())
     again = {"exact": validation.ggn(together, damping=one, whitening=white, rows=ROWS).scores}
     return {
@@ -162,7 +163,6 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=500, help="training examples to score")
     parser.add_argument("--batch", type=int, default=64, help="of the fit, and of LiSSA's steps")
     parser.add_argument("--rounds", type=int, default=3, help="runs of every estimator")
-    parser.add_argument("--rank", type=int, default=300, help="of the truths' whitening")
     parser.add_argument("--tolerance", type=float, default=1e-4, help="of the PBRF's gradients")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
@@ -172,7 +172,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where results go")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    keys = ("queries", "points", "batch", "rounds", "rank", "tolerance", "threads", "seed")
+    keys = ("queries", "points", "batch", "rounds", "tolerance", "threads", "seed")
     options = [f"--{key} {getattr(arguments, key)}" for key in keys]
     options += ["--one-sequence"] if arguments.one_sequence else []
     for name in arguments.names:

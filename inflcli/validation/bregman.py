@@ -28,11 +28,13 @@ from inflcli.ekfac.capture import moved
 from inflcli.ekfac.gauss_newton import Matrices, frozen
 from inflcli.ekfac.linear import Batch, LinearModule
 from inflcli.validation.problem import Problem
+from inflcli.validation.replay import Replay
 from inflcli.validation.whitening import Whitening
 
 Vector = NDArray[np.float64]
 _KEPT = 1 << 30
-"""Bytes of outputs at θs that are kept rather than computed again in every evaluation."""
+"""Bytes of outputs at θs, and of what modules below the tracked ones give, that are kept rather
+than computed again in every evaluation."""
 
 
 class BregmanObjective:
@@ -46,7 +48,7 @@ class BregmanObjective:
         self._damping = damping
         self._whitening = whitening
         self.size = whitening.size
-        self._before = self._kept()
+        self._kept = self._within_room()
         self._rho = 0.0
         self.gradient_norm = 0.0
         """|dJ/du| / (ε ρ)² of the last evaluation."""
@@ -62,7 +64,7 @@ class BregmanObjective:
 
     def begin(self, point: Batch) -> float:
         """Turn to a point, a batch of one. Returns ρ, which is 0 if its gradient is."""
-        self._point, self._point_before = point, self._at_start(point)
+        self._point, self._point_kept = point, self._at_start(point)
         self._rho = float(self.self_influences(point).sqrt())
         return self._rho
 
@@ -73,28 +75,31 @@ class BregmanObjective:
 
     def gain(self, step: Matrices, batch: Batch) -> Tensor:
         """log p at θ less that at θs of every example, [B]."""
-        before = self._at_start(batch)
-        with torch.no_grad(), self._moved(step):
-            return self.model.likelihood.gain(self.model.outputs(batch[0]), batch[1], before)
+        with torch.no_grad():
+            before = self.model.outputs(batch[0])
+            with self._moved(step):
+                after = self.model.outputs(batch[0])
+            return self.model.likelihood.gain(after, batch[1], before)
 
     def evaluate(self, u: Vector, epsilon: float) -> tuple[float, Vector]:
         """(J - J(θs)) / (ε ρ)² and its gradient by u, of a point that `begin` turned to.
 
-        Cost: a pass over the fitted sequences, forward and backward, and W's twice.
+        Cost: a pass over the fitted sequences, forward from the lowest tracked module on (see
+        `Replay`) and backward, and W's twice.
         """
         scale, likelihood = epsilon * self._rho, self.model.likelihood
         step = {name: one.requires_grad_() for name, one in self.step(u, epsilon).items()}
         value = 0.0
         with frozen(self.model.network), torch.enable_grad():
-            for batch, kept in zip(self.fitted, self._before, strict=True):
-                before = self._at_start(batch) if kept is None else kept
-                with self._moved(step):
+            for batch, kept in zip(self.fitted, self._kept, strict=True):
+                start = kept or self._at_start(batch)
+                with start.again(), self._moved(step):
                     outputs = self.model.outputs(batch[0])
-                apart = likelihood.divergence(outputs, batch[1], before).sum()
+                apart = likelihood.divergence(outputs, batch[1], start.outputs).sum()
                 value += _backward(apart / (self._count * scale**2))
-            with self._moved(step):
+            with self._point_kept.again(), self._moved(step):
                 outputs = self.model.outputs(self._point[0])
-            gained = likelihood.gain(outputs, self._point[1], self._point_before).sum()
+            gained = likelihood.gain(outputs, self._point[1], self._point_kept.outputs).sum()
             value += _backward(-gained / (scale * self._rho))
             for name, one in step.items():
                 near = 0.5 * self._damping[name] * one.square().sum()
@@ -113,19 +118,18 @@ class BregmanObjective:
 
         return moved(self.model.network, self.model.modules, push, torch.ones(()))
 
-    def _at_start(self, batch: Batch) -> Tensor:
-        with torch.no_grad():
-            return self.model.outputs(batch[0])
+    def _at_start(self, batch: Batch) -> Replay:
+        names = [module.name for module in self.model.modules]
+        return Replay(self.model.network, names, lambda: self.model.outputs(batch[0]))
 
-    def _kept(self) -> list[Tensor | None]:
-        """The outputs at θs of every fitted batch, while there is room."""
-        found: list[Tensor | None] = []
+    def _within_room(self) -> list[Replay | None]:
+        """Every fitted batch at θs, while there is room."""
+        found: list[Replay | None] = []
         room = _KEPT
         for batch in self.fitted:
-            outputs = self._at_start(batch) if room > 0 else None
-            if outputs is not None:
-                room -= outputs.numel() * outputs.element_size()
-            found.append(outputs if room > 0 else None)
+            start = self._at_start(batch) if room > 0 else None
+            room -= 0 if start is None else start.bytes
+            found.append(start if room > 0 else None)
         return found
 
 
