@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import pytest
 import torch
+from oracle import relative
 from tiny_problems import language
 from torch import nn
 
+from inflcli.ekfac import GaussNewton, gauss_newton
 from inflcli.ekfac.capture import moved
-from inflcli.validation.replay import Replay
+from inflcli.validation.replay import Replay, Replayed, at_start
 
 LAST = "model.layers.1.mlp.down_proj"
 
@@ -21,6 +25,13 @@ def pushed(problem, names):
     return moved(
         problem.model.network, modules, lambda one, a: a @ steps[one.name].mT, torch.tensor(0.1)
     )
+
+
+@contextmanager
+def no_folds():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gauss_newton, "_POSITIONS", 0)
+        yield
 
 
 def counted(network, kind):
@@ -78,6 +89,25 @@ def test_nothing_above_a_tracked_module_is_kept(tiny_model):
         with start.again():
             assert torch.equal(problem.model.outputs(inputs), expected)
     assert not torch.equal(expected, start.outputs)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2])
+def test_products_are_the_same_with_room_for_none_some_and_all(tiny_model, kept):
+    problem = language(tiny_model("llama"), [LAST])
+    network, batches = problem.model.network, [problem.fitted[0], problem.points[0]]
+    vectors = {LAST: torch.randn(3, *network.get_submodule(LAST).weight.shape).double()}
+    expected = GaussNewton(problem.model, lambda: batches).product(vectors)
+    attention = counted(network, "LlamaAttention")
+    starts = [at_start(problem.model, batch) for batch in batches]
+    room = sum(one.bytes - one.outputs.nbytes for one in starts[:kept])
+    # A pass of its own for each vector, so that the batch is not repeated.
+    model = Replayed(problem.model, batches, room)
+    attention.clear()
+    with no_folds():
+        found = GaussNewton(model, lambda: batches).product(vectors)
+    assert relative(found[LAST], expected[LAST]) < 1e-12
+    # A forward pass for the tangents and one for the graph of each batch that is not kept.
+    assert attention.get("model.layers.0.self_attn", 0) == 2 * (2 - kept)
 
 
 class Twice(nn.Module):

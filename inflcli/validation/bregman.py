@@ -28,13 +28,10 @@ from inflcli.ekfac.capture import moved
 from inflcli.ekfac.gauss_newton import Matrices, frozen
 from inflcli.ekfac.linear import Batch, LinearModule
 from inflcli.validation.problem import Problem
-from inflcli.validation.replay import Replay
+from inflcli.validation.replay import ROOM, Replay, at_start
 from inflcli.validation.whitening import Whitening
 
 Vector = NDArray[np.float64]
-_KEPT = 1 << 30
-"""Bytes of outputs at θs, and of what modules below the tracked ones give, that are kept rather
-than computed again in every evaluation."""
 
 
 class BregmanObjective:
@@ -64,7 +61,7 @@ class BregmanObjective:
 
     def begin(self, point: Batch) -> float:
         """Turn to a point, a batch of one. Returns ρ, which is 0 if its gradient is."""
-        self._point, self._point_kept = point, self._at_start(point)
+        self._point, self._point_kept = point, at_start(self.model, point)
         self._rho = float(self.self_influences(point).sqrt())
         return self._rho
 
@@ -92,7 +89,7 @@ class BregmanObjective:
         value = 0.0
         with frozen(self.model.network), torch.enable_grad():
             for batch, kept in zip(self.fitted, self._kept, strict=True):
-                start = kept or self._at_start(batch)
+                start = kept or at_start(self.model, batch)
                 with start.again(), self._moved(step):
                     outputs = self.model.outputs(batch[0])
                 apart = likelihood.divergence(outputs, batch[1], start.outputs).sum()
@@ -118,16 +115,12 @@ class BregmanObjective:
 
         return moved(self.model.network, self.model.modules, push, torch.ones(()))
 
-    def _at_start(self, batch: Batch) -> Replay:
-        names = [module.name for module in self.model.modules]
-        return Replay(self.model.network, names, lambda: self.model.outputs(batch[0]))
-
     def _within_room(self) -> list[Replay | None]:
         """Every fitted batch at θs, while there is room."""
         found: list[Replay | None] = []
-        room = _KEPT
+        room = ROOM
         for batch in self.fitted:
-            start = self._at_start(batch) if room > 0 else None
+            start = at_start(self.model, batch) if room > 0 else None
             room -= 0 if start is None else start.bytes
             found.append(start if room > 0 else None)
         return found

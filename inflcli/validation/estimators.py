@@ -8,6 +8,7 @@ counts. Axes: K queries, N points, vectors [K, P, M] by module.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -39,6 +40,7 @@ from inflcli.validation.problem import (
     damping_for,
     inverse_for,
 )
+from inflcli.validation.replay import ROOM as REPLAYED
 
 KINDS = ("ekfac", "ec-shampoo", "kfac")
 
@@ -136,9 +138,13 @@ def lissa(
     order = _shuffled(len(problem.fitted), depth + 1, seed)
     details: dict[str, Any] = {"depth": depth, "seed": seed, "damping": added}
 
+    @functools.cache
+    def of_batch(index: int) -> Apply:
+        room = REPLAYED / len(problem.fitted)
+        return damped(capped_product(problem.model, [problem.fitted[index]], rows, room), added)
+
     def products(step: int) -> Apply:
-        batch = problem.fitted[order[step]]
-        return damped(capped_product(problem.model, [batch], rows), added)
+        return of_batch(order[step])
 
     def solve(gradients: Matrices) -> Matrices:
         found = lissa_solver(products, gradients, steps=depth, step_size=step_size)

@@ -25,6 +25,7 @@ from inflcli.ekfac import (
 from inflcli.ekfac.gauss_newton import Matrices
 from inflcli.ekfac.linear import Batch
 from inflcli.ekfac.solve import Apply
+from inflcli.validation.replay import ROOM, Replayed
 
 Damping = float | Mapping[str, float]
 """λ of every module, or one for all of them."""
@@ -137,18 +138,21 @@ def damping_for(problem: Problem, damping: Damping | None) -> dict[str, float]:
     return by_module(problem.model, damping)
 
 
-def capped_product(model: LinearModel, batches: Sequence[Batch], rows: int = ROWS) -> Apply:
+def capped_product(
+    model: LinearModel, batches: Sequence[Batch], rows: int = ROWS, room: float = ROOM
+) -> Apply:
     """v to G v for K vectors, with at most `rows` sequences times vectors in one pass.
 
     A product runs every vector's copy of a batch; a batch or the vectors are cut up where these
-    are too many. Cost: `gauss_newton_sum` of every batch.
+    are too many. Cost: a pass to begin with, which keeps what lies below the tracked modules within
+    `room` bytes (see `Replayed`), then `gauss_newton_sum` of every batch a product.
     """
     parts = [
         (inputs[first : first + rows], targets[first : first + rows])
         for inputs, targets in batches
         for first in range(0, len(inputs), rows)
     ]
-    newton = GaussNewton(model, lambda: parts)
+    newton = GaussNewton(Replayed(model, parts, room), lambda: parts)
 
     def apply(vectors: Matrices) -> Matrices:
         count = len(next(iter(vectors.values())))

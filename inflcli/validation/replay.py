@@ -1,14 +1,20 @@
-"""A network on one batch again and again, while only its tracked modules' weights move."""
+"""A network on the same batches again and again, while only its tracked modules' weights move."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from inflcli.ekfac import LinearModel
+from inflcli.ekfac.linear import Batch, LinearModule
+
+ROOM = 1 << 30
+"""Bytes that are kept unless said otherwise."""
 
 
 class Replay:
@@ -39,7 +45,8 @@ class Replay:
                 hooks.callback(target.register_forward_pre_hook(begin).remove)
             for module in _without(network, "", names):
                 hooks.callback(module.register_forward_hook(keep).remove)
-            self.outputs = run()
+            self.outputs: Any = run()
+            """What `run` gave; may be set to None."""
         self._given = {
             module: output
             for module, (output, versions) in given.items()
@@ -93,3 +100,51 @@ def _without(module: nn.Module, prefix: str, names: Collection[str]) -> Iterator
             yield from _without(child, f"{path}.", names)
         else:
             yield child
+
+
+class Replayed:
+    """A model for Gauss-Newton products (`Differentiable`) with what lies below the tracked modules
+    computed once for each of `batches`, as far as `room` bytes hold it. Cost: a pass over these.
+    """
+
+    def __init__(self, model: LinearModel, batches: Sequence[Batch], room: float = ROOM) -> None:
+        self._model = model
+        # By identity: products hand on the very batches that they are given.
+        self._starts: dict[int, tuple[Batch, Replay]] = {}
+        for batch in batches:
+            start = at_start(model, batch)
+            start.outputs = None
+            room -= start.bytes
+            if room < 0:
+                break
+            self._starts[id(batch)] = batch, start
+
+    @property
+    def network(self) -> nn.Module:
+        return self._model.network
+
+    @property
+    def modules(self) -> Sequence[LinearModule]:
+        return self._model.modules
+
+    def repeated(self, batch: Batch, times: int) -> Batch:
+        return self._model.repeated(batch, times)
+
+    def sequences(self, batch: Batch) -> int:
+        return self._model.sequences(batch)
+
+    def top(self, batch: Batch) -> Tensor:
+        known = self._starts.get(id(batch))
+        if known is None:
+            return self._model.top(batch)
+        with known[1].again():
+            return self._model.top(batch)
+
+    def curvature_at_top(self, top: Tensor, tangents: Tensor, batch: Batch) -> Tensor:
+        return self._model.curvature_at_top(top, tangents, batch)
+
+
+def at_start(model: LinearModel, batch: Batch) -> Replay:
+    """The model on a batch, with the weights that it has."""
+    names = [module.name for module in model.modules]
+    return Replay(model.network, names, lambda: model.outputs(batch[0]))
