@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from benchmarks.demo_facts import MODEL, QUERIES, TEXT, read_jsonl, states
 from inflcli.artifacts.corpus import CorpusReader
 from inflcli.artifacts.factors import FactorsReader
+from inflcli.config import AUTO as CHOSEN
 from inflcli.config import ESTIMATORS, FitFactorsConfig, PrepareConfig, Runtime, ValidateConfig
 from inflcli.corpus.queries import EncodedQuery, encode_query, read_queries
 from inflcli.stages.common import load as load_model
@@ -151,7 +152,7 @@ def estimated_scores(
                 rows=question.rows,
             )
         if name == AUTO:
-            chosen = replace(config, damping_factor="auto")
+            chosen = replace(config, damping=CHOSEN)
             inverse = given_inverse(factors, curvature, "ekfac", chosen, loaded)
             return ekfac(question.problem, inverse=inverse)
         return estimates.make(name)
