@@ -81,6 +81,24 @@ def test_networks(make):
     assert min(correlation(found.scores, expected).pearson) > 0.999
 
 
+@pytest.mark.parametrize("make", PROBLEMS)
+def test_weighting_the_queries_says_the_same(make):
+    """J's second derivative is symmetric; there is an optimisation a query, and one a point that
+    is checked."""
+    problem = together(PROBLEMS[make]())
+    found = pbrf(problem, damping=DAMPING, weighted="queries", checked=2)
+    expected = ggn(problem, damping=DAMPING, tolerance=1e-10).scores
+    assert found.scores.shape == expected.shape and found.details["converged"]
+    assert relative(found.scores, expected) < 1e-3
+    assert 0 < found.details["swapped_change"] < 1e-2
+    assert 0 < found.details["halved_change"] < 1e-3
+
+
+def test_it_weights_points_or_queries():
+    with pytest.raises(ValueError, match="points or queries"):
+        pbrf(regression(), damping=DAMPING, weighted="sequences")
+
+
 def test_the_error_is_of_second_order():
     """An ε ten times smaller is a hundred times nearer to the exact solution."""
     problem = together(classifier())
@@ -106,12 +124,14 @@ def test_a_language_model(tiny_model, monkeypatch):
     )
     damping = ekfac(problem).details["damping"]
     white = SpectralWhitening(problem, damping, 400)
-    found = pbrf(problem, damping=damping, whitening=white, checked=1)
     exact = ggn(problem, damping=damping, whitening=white)
-    assert found.details["converged"] and exact.details["converged"]
-    assert found.details["halved_change"] < 1e-2
-    assert min(correlation(found.scores, exact.scores).pearson) > 0.999
-    assert relative(found.scores, exact.scores) < 1e-2
+    assert exact.details["converged"]
+    for weighted in ("points", "queries"):
+        found = pbrf(problem, damping=damping, whitening=white, checked=1, weighted=weighted)
+        assert found.details["converged"]
+        assert found.details["halved_change"] < 1e-2
+        assert min(correlation(found.scores, exact.scores).pearson) > 0.999
+        assert relative(found.scores, exact.scores) < 1e-2
 
 
 @pytest.mark.parametrize("make", PROBLEMS)

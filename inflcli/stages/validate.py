@@ -158,8 +158,10 @@ class Validation:
         if name == "ggn":
             rows = self.question.rows
             return ggn(problem, inverse=inverse, tolerance=self.config.tolerance, rows=rows)
+        fewer = len(problem.queries[0]) < len(self.question.points)
         return pbrf(
             problem,
+            weighted="queries" if fewer else "points",
             inverse=inverse,
             epsilon=self.config.epsilon,
             tolerance=self.config.tolerance,

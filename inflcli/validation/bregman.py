@@ -32,6 +32,8 @@ from inflcli.validation.replay import ROOM, Replay, at_start
 from inflcli.validation.whitening import Whitening
 
 Vector = NDArray[np.float64]
+_OUTPUTS = 1 << 18
+"""Numbers that a part of the fitted sequences gives, at most, but for one sequence's."""
 
 
 class BregmanObjective:
@@ -40,7 +42,8 @@ class BregmanObjective:
     def __init__(
         self, problem: Problem, damping: Mapping[str, float], whitening: Whitening
     ) -> None:
-        self.model, self.fitted = problem.model, problem.fitted
+        self.model = problem.model
+        self.fitted = [part for batch in problem.fitted for part in self._cut(batch)]
         self._count = problem.sequences
         self._damping = damping
         self._whitening = whitening
@@ -114,6 +117,13 @@ class BregmanObjective:
             return nn.functional.linear(a, step[module.name])
 
         return moved(self.model.network, self.model.modules, push, torch.ones(()))
+
+    def _cut(self, batch: Batch) -> list[Batch]:
+        """Into parts whose outputs a cache can hold: some twenty of that size come and go."""
+        with torch.no_grad():
+            outputs = self.model.outputs(batch[0][:1]).numel()
+        rows = max(1, _OUTPUTS // outputs)
+        return list(zip(*(one.split(rows) for one in batch), strict=True))
 
     def _within_room(self) -> list[Replay | None]:
         """Every fitted batch at θs, while there is room."""

@@ -4,10 +4,14 @@ For a training point m the weights θ(ε) minimise J of `bregman`: they stay nea
 and in the weights, while the log-probability of z_m weighs ε. The response of a query,
 df(θ(ε))/dε at ε = 0, is what the score ∇fᵀ (G + λI)⁻¹ ∇log p(z_m) says to first order; it is taken
 as (f(θ(ε)) - f(θ(-ε))) / 2ε, which has an error of order ε².
+
+J's second derivative is symmetric. So the same number is how far log p(z_m) responds to ε times a
+query's f, which takes an optimisation a query instead of one a point.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +26,7 @@ from inflcli.validation.bregman import BregmanObjective, Vector
 from inflcli.validation.problem import Damping, Problem, Result, Watch, inverse_for
 from inflcli.validation.whitening import KroneckerWhitening, Whitening
 
+WEIGHTED = ("points", "queries")
 _REGIME = 0.01
 """ε times a self-influence, at most: the share by which a step changes the slope it follows."""
 
@@ -29,6 +34,7 @@ _REGIME = 0.01
 def pbrf(
     problem: Problem,
     *,
+    weighted: str = "points",
     epsilon: float | None = None,
     damping: Damping | None = None,
     inverse: Inverse | None = None,
@@ -40,22 +46,30 @@ def pbrf(
 ) -> Result:
     """The responses of the queries' f to every point, [K, N], in float64, by scipy's L-BFGS.
 
+    ε weighs the log-probability of every point in turn, as in Eq. 7; or with `weighted` "queries"
+    that of every query's targets, and the points' responses are read off: the same derivative, by K
+    optimisations.
+
     It works in coordinates that are whitened by the EK-FAC `inverse`, or by a `whitening`: for a
-    small network `SpectralWhitening` needs a handful of steps instead of a hundred. A minimum is
+    small network `SpectralWhitening` needs a handful of steps instead of hundreds. A minimum is
     found when |dJ/du| is `tolerance` times that at θs, or after so many `iterations`. λ is that of
-    the `inverse` (an EK-FAC fit's unless given), or `damping`. `epsilon` is one for all points;
-    unless given, each has its own: 0.01 over its self-influence |Wᵀ g|² ≈ gᵀ (G + λI)⁻¹ g, g being
+    the `inverse` (an EK-FAC fit's unless given), or `damping`. `epsilon` is one for all; unless
+    given, each example has its own: 0.01 over its self-influence |Wᵀ g|² ≈ gᵀ (G + λI)⁻¹ g, g being
     its gradient for its own targets or for some drawn from the network, whichever has more. A
     smaller ε would leave less of J above rounding. What higher orders that leaves is seen by
-    halving ε for `checked` points, from the one of least self-influence to that of the largest.
+    halving ε for `checked` examples, from the one of least self-influence to that of the largest.
+    Where queries are weighted, so many points are weighted as well, to see that it is the same.
 
     details: the least and the largest ε (`epsilon`, `epsilon_largest`); the largest `gradient_norm`
     reached, relative to that at θs, and whether it is as small as was asked (`converged`);
-    `evaluations` of J a point, in the mean; and `halved_change`, |r(ε) - r(ε/2)| / |r(ε)| over the
-    queries, the largest of the checked points.
-    Raises ValueError if ε is 0, or the inverse the identity. Cost: N times the evaluations, each a
-    pass over `fitted`, forward and backward.
+    `evaluations` of J an example, in the mean; `halved_change`, |r(ε) - r(ε/2)| / |r(ε)| over what
+    responds, the largest of the checked; and `swapped_change`, the relative difference of the
+    checked points' responses by the other way, the largest of them.
+    Raises ValueError if ε is 0, `weighted` neither, or the inverse the identity. Cost: N (or K)
+    times the evaluations, each a pass over `fitted`, forward and backward.
     """
+    if weighted not in WEIGHTED:
+        raise ValueError(f"weighted are {' or '.join(WEIGHTED)}, not {weighted}")
     watch = Watch(problem.model.device, fit_seconds)
     problem = problem.in_float64()
     with watch("fit"):
@@ -64,79 +78,97 @@ def pbrf(
         if whitening is None:
             whitening = KroneckerWhitening(inverse)
         objective = BregmanObjective(problem, inverse.damping, whitening)
-        generator = torch.Generator(problem.model.device).manual_seed(0)
-        own = torch.cat(
-            [
-                torch.maximum(*(objective.self_influences(batch, g) for g in (None, generator)))
-                for batch in problem.points
-            ]
-        )
-        weights = (_REGIME / own.clamp(min=1e-300)).tolist()
-        if epsilon is not None:
-            weights = [epsilon] * len(own)
-        if not all(weights):
-            raise ValueError("epsilon is 0")
-        settings = _Settings(tolerance, iterations)
-        points = [one for batch in problem.points for one in _examples(batch)]
-        found = [
-            _respond(objective, problem.queries, one, weight, settings)
-            for one, weight in zip(points, weights, strict=True)
-        ]
+        settings = _Settings(epsilon, tolerance, iterations)
+        points, queries = list(problem.points), [problem.queries]
+        some = _Weighted(objective, points if weighted == "points" else queries, settings)
+        responding = queries if weighted == "points" else points
+        found = [some.respond(index, responding) for index in range(len(some.examples))]
         changes = []
-        for index in _spread(own, checked):
-            halved = weights[index] / 2
-            half = _respond(objective, problem.queries, points[index], halved, settings)
-            change, whole = half.response - found[index].response, found[index].response
-            changes.append(float(change.norm() / whole.norm().clamp(min=1e-300)))
+        for index in some.spread(checked):
+            half = some.respond(index, responding, 0.5)
+            changes.append(_relative(half.response, found[index].response))
+        scores = torch.stack([one.response for one in found], 1)
+        swaps = []
+        if weighted == "queries":
+            scores, others = scores.T, _Weighted(objective, points, settings)
+            for index in others.spread(checked):
+                swaps.append(_relative(others.respond(index, queries).response, scores[:, index]))
     worst = max(one.gradient_norm for one in found)
     details: dict[str, Any] = {
-        "epsilon": min(weights),
-        "epsilon_largest": max(weights),
+        "weighted": weighted,
+        "epsilon": min(some.weights),
+        "epsilon_largest": max(some.weights),
         "gradient_norm": worst,
         "converged": worst <= tolerance,
         "tolerance": tolerance,
         "evaluations": sum(one.evaluations for one in found) / len(found),
         "halved_change": max(changes, default=None),
-        "largest_self_influence": float(own.max()),
+        "largest_self_influence": float(some.own.max()),
         "damping": inverse.damping,
     }
-    scores = torch.stack([one.response for one in found], 1).double().cpu()
-    return Result(scores, watch.seconds, details)
+    if swaps:
+        details["swapped_change"] = max(swaps)
+    return Result(scores.double().cpu().contiguous(), watch.seconds, details)
 
 
 @dataclass(frozen=True)
 class _Settings:
+    epsilon: float | None
     tolerance: float
     iterations: int
 
 
 @dataclass(frozen=True)
 class _Response:
-    """Of the queries to one point, [K], and how its minima were found."""
+    """Of what responds to one weighted example, and how its minima were found."""
 
     response: Tensor
     gradient_norm: float
     evaluations: int
 
 
-def _respond(
-    objective: BregmanObjective,
-    queries: Batch,
-    point: Batch,
-    epsilon: float,
-    settings: _Settings,
-) -> _Response:
-    """(f(θ(ε)) - f(θ(-ε))) / 2ε for one point."""
-    if not objective.begin(point):  # no gradient: θs is the minimum
-        return _Response(torch.zeros(len(queries[0]), device=objective.model.device), 0.0, 0)
-    u = np.zeros(objective.size)
-    gains, worst, evaluations = [], 0.0, 0
-    for signed in (epsilon, -epsilon):
-        # In u, which ε scales, the second minimum is the first but for ε's order: begin there.
-        u, norm, count = _minimum(objective, u, signed, settings)
-        worst, evaluations = max(worst, norm), evaluations + count
-        gains.append(objective.gain(objective.step(u, signed), queries))
-    return _Response((gains[0] - gains[1]) / (2 * epsilon), worst, evaluations)
+class _Weighted:
+    """Examples whose log-probability is weighted, each with its ε."""
+
+    def __init__(
+        self, objective: BregmanObjective, batches: Sequence[Batch], settings: _Settings
+    ) -> None:
+        self._objective, self._settings = objective, settings
+        self.examples = [one for batch in batches for one in _examples(batch)]
+        generator = torch.Generator(objective.model.device).manual_seed(0)
+        self.own = torch.cat(
+            [
+                torch.maximum(*(objective.self_influences(batch, g) for g in (None, generator)))
+                for batch in batches
+            ]
+        )
+        self.weights: list[float] = (_REGIME / self.own.clamp(min=1e-300)).tolist()
+        if settings.epsilon is not None:
+            self.weights = [settings.epsilon] * len(self.own)
+        if not all(self.weights):
+            raise ValueError("epsilon is 0")
+
+    def spread(self, count: int) -> list[int]:
+        """So many examples, from the one of least self-influence to that of the largest."""
+        count = min(count, len(self.own))
+        order = self.own.argsort().tolist()
+        return [order[round(place)] for place in np.linspace(0, len(order) - 1, count)]
+
+    def respond(self, index: int, responding: Sequence[Batch], scale: float = 1.0) -> _Response:
+        """(f(θ(ε)) - f(θ(-ε))) / 2ε of all that responds to one example, ε `scale` times its own"""
+        objective, epsilon = self._objective, scale * self.weights[index]
+        if not objective.begin(self.examples[index]):  # no gradient: θs is the minimum
+            count = sum(len(batch[0]) for batch in responding)
+            return _Response(torch.zeros(count, device=objective.model.device), 0.0, 0)
+        u = np.zeros(objective.size)
+        gains, worst, evaluations = [], 0.0, 0
+        for signed in (epsilon, -epsilon):
+            # In u, which ε scales, the second minimum is the first but for ε's order: begin there.
+            u, norm, count = _minimum(objective, u, signed, self._settings)
+            worst, evaluations = max(worst, norm), evaluations + count
+            step = objective.step(u, signed)
+            gains.append(torch.cat([objective.gain(step, batch) for batch in responding]))
+        return _Response((gains[0] - gains[1]) / (2 * epsilon), worst, evaluations)
 
 
 def _minimum(
@@ -178,8 +210,5 @@ def _examples(batch: Batch) -> list[Batch]:
     return [(batch[0][i : i + 1], batch[1][i : i + 1]) for i in range(len(batch[0]))]
 
 
-def _spread(values: Tensor, count: int) -> list[int]:
-    """Indices of so many values, from the least to the largest."""
-    count = min(count, len(values))
-    order = values.argsort().tolist()
-    return [order[round(place)] for place in np.linspace(0, len(order) - 1, count)]
+def _relative(one: Tensor, other: Tensor) -> float:
+    return float((one - other).norm() / other.norm().clamp(min=1e-300))
