@@ -153,6 +153,15 @@ def test_the_minimum_does_not_depend_on_the_coordinates(make):
     assert evaluations[0] <= 12 and evaluations == sorted(evaluations)
 
 
+@pytest.mark.parametrize("make", PROBLEMS)
+def test_a_newton_step_to_begin_with_leaves_less_to_do(make):
+    problem = together(PROBLEMS[make]())
+    results = [pbrf(problem, damping=DAMPING, newton=steps, checked=0) for steps in (0, 100)]
+    assert relative(results[1].scores, results[0].scores) < 1e-4
+    assert results[1].details["converged"]
+    assert results[1].details["evaluations"] < results[0].details["evaluations"] / 2
+
+
 def test_it_says_where_it_did_not_arrive():
     found = pbrf(regression(), damping=DAMPING, iterations=2, checked=0)
     assert not found.details["converged"] and found.details["gradient_norm"] > 1e-6

@@ -96,7 +96,7 @@ def exact(run: Run, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def pbrf(run: Run, options: argparse.Namespace) -> dict[str, Any]:
-    """The same against the PBRF: an optimisation for each point."""
+    """The same against the PBRF: an optimisation for each query, and some for points."""
     corpus = run.corpus()
     return _validated(run, corpus, "ggn,pbrf", options)
 

@@ -109,6 +109,7 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         damping=damping,
         whitening=white,
         tolerance=arguments.tolerance,
+        newton=100,
     )
     response = respond()
     say(f"  PBRF: {recorded(response)}")

@@ -37,6 +37,8 @@ from inflcli.validation import Result, correlation, ggn, pbrf
 STAGE = "validate"
 FILE = "validation.json"
 RETRAINED = ("lds", "topk")
+NEWTON = 1000
+"""Conjugate gradient steps, at most, to where the search for a PBRF begins."""
 
 
 @common.exclusively
@@ -165,6 +167,7 @@ class Validation:
             inverse=inverse,
             epsilon=self.config.epsilon,
             tolerance=self.config.tolerance,
+            newton=NEWTON,
         )
 
     def _scores(self, kind: str, name: str) -> NDArray[np.float64]:

@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from inflcli.ekfac.capture import moved
 from inflcli.ekfac.gauss_newton import Matrices, frozen
 from inflcli.ekfac.linear import Batch, LinearModule
-from inflcli.validation.problem import Problem
+from inflcli.ekfac.solve import conjugate_gradient, damped
+from inflcli.validation.problem import Problem, capped_product
 from inflcli.validation.replay import ROOM, Replay, at_start
 from inflcli.validation.whitening import Whitening
 
@@ -49,6 +50,7 @@ class BregmanObjective:
         self._whitening = whitening
         self.size = whitening.size
         self._kept = self._within_room()
+        self._curved = damped(capped_product(problem.model, problem.fitted), damping)
         self._rho = 0.0
         self.gradient_norm = 0.0
         """|dJ/du| / (ε ρ)² of the last evaluation."""
@@ -67,6 +69,22 @@ class BregmanObjective:
         self._point, self._point_kept = point, at_start(self.model, point)
         self._rho = float(self.self_influences(point).sqrt())
         return self._rho
+
+    def newton(self, slope: Vector, steps: int, tolerance: float) -> Vector:
+        """(d²J/du²)⁻¹ at θs of a slope dJ/du, each over (ε ρ)²: Wᵀ (G + λI) W is that Hessian.
+
+        To a residual of `tolerance` times the slope, by at most so many conjugate gradient steps.
+        Cost a step: a Gauss-Newton product, and W's twice.
+        """
+
+        def curved(v: Matrices) -> Matrices:
+            turned = self._curved(self._whitening.step(v["u"][:, 0]))
+            return {"u": self._whitening.pull(turned)[:, None]}
+
+        b = {"u": torch.from_numpy(slope)[None, None].to(self.model.device)}
+        found = conjugate_gradient(curved, b, steps=steps, tolerance=tolerance)
+        solved: Vector = found.x["u"][0, 0].cpu().numpy()
+        return solved
 
     def step(self, u: Vector, epsilon: float) -> Matrices:
         """θ - θs by module, [P, M]. Cost: W's."""

@@ -42,6 +42,7 @@ def pbrf(
     whitening: Whitening | None = None,
     tolerance: float = 1e-6,
     iterations: int = 1000,
+    newton: int = 0,
     checked: int = 3,
 ) -> Result:
     """The responses of the queries' f to every point, [K, N], in float64, by scipy's L-BFGS.
@@ -52,7 +53,10 @@ def pbrf(
 
     It works in coordinates that are whitened by the EK-FAC `inverse`, or by a `whitening`: for a
     small network `SpectralWhitening` needs a handful of steps instead of hundreds. A minimum is
-    found when |dJ/du| is `tolerance` times that at θs, or after so many `iterations`. λ is that of
+    found when |dJ/du| is `tolerance` times that at θs, or after so many `iterations`. With `newton`
+    steps with the Hessian at θs come first, while they halve the gradient; each is solved for by
+    at most so many conjugate gradient steps. A language model takes some hundred of these, and
+    many more of L-BFGS's iterations. λ is that of
     the `inverse` (an EK-FAC fit's unless given), or `damping`. `epsilon` is one for all; unless
     given, each example has its own: 0.01 over its self-influence |Wᵀ g|² ≈ gᵀ (G + λI)⁻¹ g, g being
     its gradient for its own targets or for some drawn from the network, whichever has more. A
@@ -78,7 +82,7 @@ def pbrf(
         if whitening is None:
             whitening = KroneckerWhitening(inverse)
         objective = BregmanObjective(problem, inverse.damping, whitening)
-        settings = _Settings(epsilon, tolerance, iterations)
+        settings = _Settings(epsilon, tolerance, iterations, newton)
         points, queries = list(problem.points), [problem.queries]
         some = _Weighted(objective, points if weighted == "points" else queries, settings)
         responding = queries if weighted == "points" else points
@@ -116,6 +120,7 @@ class _Settings:
     epsilon: float | None
     tolerance: float
     iterations: int
+    newton: int
 
 
 @dataclass(frozen=True)
@@ -175,10 +180,19 @@ def _minimum(
     objective: BregmanObjective, u: Vector, epsilon: float, settings: _Settings
 ) -> tuple[Vector, float, int]:
     """Where J is least, its gradient's norm there, and how often it was evaluated."""
-    first = objective.evaluate(u, epsilon)
-    if objective.gradient_norm <= settings.tolerance:
-        return u, objective.gradient_norm, 1
-    known = [first]
+    value, slope = objective.evaluate(u, epsilon)
+    norm, count = objective.gradient_norm, 1
+    while settings.newton and norm > settings.tolerance:
+        away = objective.newton(slope, settings.newton, min(0.5 * settings.tolerance / norm, 0.1))
+        first = objective.evaluate(u - away, epsilon)
+        count += 1
+        # The Hessian is that at θs: where J is not smooth on the way there it may not serve.
+        if objective.gradient_norm > norm / 2:
+            break
+        u, (value, slope), norm = u - away, first, objective.gradient_norm
+    if norm <= settings.tolerance:
+        return u, norm, count
+    known = [(value, slope)]
 
     def evaluate(x: Vector) -> tuple[float, Vector]:
         # It asks for where it begins, too.
@@ -203,7 +217,7 @@ def _minimum(
             "maxfun": 20 * settings.iterations,
         },
     )
-    return found.x, float(np.linalg.norm(found.jac)), found.nfev
+    return found.x, float(np.linalg.norm(found.jac)), count + found.nfev - 1
 
 
 def _examples(batch: Batch) -> list[Batch]:
