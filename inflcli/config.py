@@ -236,9 +236,9 @@ class ValidateConfig(StageConfig):
     estimators: tuple[str, ...] = ESTIMATORS
     points: int | None = 500
     """Training sequences that are scored, a seeded sample; None takes all."""
-    damping_factor: float = 0.1
-    damping: float | None = None
-    """One λ for all modules, of every estimator and ground truth; replaces the factor."""
+    damping_factor: float | None = 0.1
+    damping: float | Literal["auto"] | None = None
+    """One λ for all modules, of every estimator and ground truth, or auto; replaces the factor."""
     dtype: str = "float64"
     seed: int = 0
     refine: int = 10

@@ -17,6 +17,7 @@ from oracle import relative
 from pipeline import CPU, Pipeline
 
 from inflcli.artifacts.corpus import CorpusReader
+from inflcli.artifacts.factors import read_damping_factors
 from inflcli.artifacts.files import read_tensors
 from inflcli.artifacts.scan import ScanReader
 from inflcli.config import ESTIMATORS, ValidateConfig
@@ -64,6 +65,21 @@ def test_estimates_are_the_pipelines_scores(made, tiny_queries, name, curvature)
     theirs = np.stack([reader.scores(query) for query in range(len(ours))])
     known = sorted(found["validation"]["points"])
     assert relative(torch.from_numpy(ours), torch.from_numpy(theirs[:, known]).double()) < 1e-5
+
+
+def test_the_damping_that_the_halves_chose(made, tiny_queries):
+    """Of all estimators alike, and not a tenth of the mean."""
+    given = validated(made, tiny_queries, "tenth", estimators=("kfac", "ekfac"))
+    chosen = validated(
+        made, tiny_queries, "chosen", estimators=("kfac", "ekfac"), damping="auto",
+        damping_factor=None,
+    )  # fmt: skip
+    factor = read_damping_factors(made.run / "factors")[MODULE]
+    before, after = (one["validation"]["damping"][MODULE] for one in (given, chosen))
+    assert factor != 0.1 and after == pytest.approx(before / 0.1 * factor)
+    for name in ("kfac", "ekfac"):
+        details = chosen["validation"]["estimators"][name]["details"]
+        assert details["damping"][MODULE] == pytest.approx(after)
 
 
 def test_the_exact_solve_is_a_dense_one(made, tiny_queries, monkeypatch):

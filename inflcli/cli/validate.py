@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from inflcli.cli import common
+from inflcli.cli.precondition import damped
 from inflcli.config import DTYPES, ESTIMATORS, GROUND_TRUTHS, ValidateConfig
 from inflcli.errors import BadInput
 
@@ -38,12 +39,21 @@ def command(
         typer.Option("--points", help="How many training sequences are scored, a sample; or all."),
     ] = "500",
     damping_factor: Annotated[
-        float,
-        typer.Option("--damping-factor", help="Damping of a module as a share of its mean Λ."),
-    ] = 0.1,
-    damping: Annotated[
         float | None,
-        typer.Option("--damping", help="The same absolute damping for every module instead."),
+        typer.Option(
+            "--damping-factor",
+            help="Damping of a module as a share of its mean Λ.",
+            show_default="0.1",
+        ),
+    ] = None,
+    damping: Annotated[
+        str | None,
+        typer.Option(
+            "--damping",
+            help="The same absolute damping for every module instead; or auto: what the halves of "
+            "the fit chose for each module.",
+            metavar="NUMBER|auto",
+        ),
     ] = None,
     refine: Annotated[
         int, typer.Option("--refine", min=1, help="Steps of the estimator refined.")
@@ -61,7 +71,7 @@ def command(
     ] = 1e-6,
     epsilon: Annotated[
         float | None,
-        typer.Option("--epsilon", help="Weight of a training point in pbrf; chosen if not given."),
+        typer.Option("--epsilon", help="Weight of a query or point in pbrf; chosen if not given."),
     ] = None,
     subsets: Annotated[
         int, typer.Option("--subsets", min=3, help="Random halves that lds retrains on.")
@@ -97,17 +107,16 @@ def command(
     --out run/validation --ground-truth ggn,pbrf
     """
     common.start(quiet=quiet, verbose=verbose, debug=debug)
-    for name, value in (("damping", damping), ("damping-factor", damping_factor)):
-        if value is not None and not 0 < value < float("inf"):
-            raise BadInput(f"--{name} {value} is not a number above 0")
+    damping_settings = damped(damping_factor, damping)
+    if 0 in damping_settings.values():
+        raise BadInput("validate needs a damping above 0")
     config = ValidateConfig(
         truths=_some("ground-truth", truth, GROUND_TRUTHS),
         estimators=ESTIMATORS
         if estimators == "all"
         else _some("estimators", estimators, ESTIMATORS),
         points=None if points == "all" else _count("points", points),
-        damping_factor=damping_factor,
-        damping=damping,
+        **damping_settings,
         dtype=common.choice("dtype", dtype, DTYPES),
         seed=common.checked_seed(seed),
         refine=refine,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from inflcli.artifacts.corpus import CorpusReader
 from inflcli.artifacts.factors import FactorsReader
-from inflcli.config import FitFactorsConfig, PreconditionConfig, Shard, ValidateConfig
+from inflcli.config import AUTO, FitFactorsConfig, PreconditionConfig, Shard, ValidateConfig
 from inflcli.corpus.queries import EncodedQuery
 from inflcli.ekfac import IGNORED, Categorical, Inverse, LinearModel
 from inflcli.ekfac.linear import Batch
@@ -21,7 +21,7 @@ from inflcli.model.batches import plan_batches
 from inflcli.model.load import LoadedModel
 from inflcli.stages import common
 from inflcli.stages.fit_plan import chosen_sequences
-from inflcli.stages.inverses import read_inverses
+from inflcli.stages.inverses import chosen_damping, read_inverses
 from inflcli.validation import Problem
 
 _TOKENS = 1024
@@ -86,7 +86,10 @@ def given_inverse(
     config: ValidateConfig,
     model: LoadedModel,
 ) -> Inverse:
-    """The inverse of the factors on disk."""
+    """The inverse of the factors on disk. Raises BadInput where `--damping auto` has no choice."""
+    if config.damping == AUTO:
+        own = PreconditionConfig(curvature=factors.curvature, damping=AUTO, damping_factor=None)
+        chosen_damping(factors, own)
     settings = PreconditionConfig(
         curvature=curvature,
         damping_factor=config.damping_factor if config.damping is None else None,
