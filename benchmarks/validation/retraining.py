@@ -343,7 +343,8 @@ def parse() -> Options:
 
 def main() -> None:
     options = parse()
-    torch.set_num_threads(options.threads)
+    if options.stage != "scores":  # which runs in this process alone
+        torch.set_num_threads(options.threads)
     console.set_level(console.QUIET)
     demo = load(options)
     content = STAGES[options.stage](options, demo, open_bank(options, demo))
