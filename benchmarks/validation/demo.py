@@ -45,6 +45,8 @@ TOLERANCE = 1e-3
 LABELS = 4
 """Label samples a sequence, of all estimators that sample any: of so few sequences one would leave
 more noise than approximation."""
+DEPTH = 256
+"""Steps of LiSSA, of a batch of some 16 sequences each."""
 REFINE = 30
 """Steps of the refined estimator: ten leave a residual of more than half."""
 SIZES = (32, 64, 128, 256, 512, 1024)
@@ -109,7 +111,7 @@ def _validated(run: Run, corpus: Path, truth: str, options: argparse.Namespace) 
     found = run("validate", "--model", MODEL, "--corpus", corpus, "--factors", factors,
                 "--queries", run.queries(), "--out", out, "--ground-truth", truth,
                 "--points", options.points, "--tolerance", TOLERANCE, "--dtype", "float32",
-                "--refine", REFINE, "--estimators", options.estimators)  # fmt: skip
+                "--refine", REFINE, "--depth", DEPTH, "--estimators", options.estimators)  # fmt: skip
     return dict(found["validation"])
 
 
