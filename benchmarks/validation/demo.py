@@ -111,7 +111,8 @@ def _validated(run: Run, corpus: Path, truth: str, options: argparse.Namespace) 
     found = run("validate", "--model", MODEL, "--corpus", corpus, "--factors", factors,
                 "--queries", run.queries(), "--out", out, "--ground-truth", truth,
                 "--points", options.points, "--tolerance", TOLERANCE, "--dtype", "float32",
-                "--refine", REFINE, "--depth", DEPTH, "--estimators", options.estimators)  # fmt: skip
+                "--refine", REFINE, "--depth", DEPTH,
+                "--estimators", options.estimators)  # fmt: skip
     return dict(found["validation"])
 
 
