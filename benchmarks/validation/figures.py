@@ -393,6 +393,8 @@ def draw_costs(found: list[Task], path: Path) -> None:
             ranks.plot(steps, [row["pbrf"]["pearson_mean"] for row in rows], "o-", label=title)
     ranks.set(xlabel="rank of a query", ylabel="Pearson with the PBRF", xscale="log")
     ranks.set_title("Figure 3")
+    for axes in (blocks, ranks):
+        axes.set_ylim(0, 1)  # with room for the legend
     raw = _read("demo-noise")
     noise.set_axis_off()
     if raw is not None:
