@@ -182,7 +182,7 @@ def test_a_point_without_a_gradient_has_no_response():
 
 
 def test_each_point_has_an_epsilon_of_its_own():
-    """A hundredth over its self-influence: that of which is large gets little."""
+    """A hundredth over its self-influence for the largest: that of which is large gets little."""
     problem = together(classifier())
     found = pbrf(problem, damping=DAMPING, checked=0).details
     assert 0 < found["epsilon"] < found["epsilon_largest"]

@@ -110,6 +110,7 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         whitening=white,
         tolerance=arguments.tolerance,
         newton=100,
+        iterations=50,
     )
     response = respond()
     say(f"  PBRF: {recorded(response)}")

@@ -28,7 +28,9 @@ from inflcli.validation.whitening import KroneckerWhitening, Whitening
 
 WEIGHTED = ("points", "queries")
 _REGIME = 0.01
-"""ε times a self-influence, at most: the share by which a step changes the slope it follows."""
+"""ε times a self-influence, at most: the share by which a step changes the slope it follows. Of an
+example that the network has all but fitted ε is less than this allows, since its slope is bent by
+the network's second derivative, too: in the whitened coordinates all examples move it as far."""
 
 
 def pbrf(
@@ -55,17 +57,17 @@ def pbrf(
     small network `SpectralWhitening` needs a handful of steps instead of hundreds. A minimum is
     found when |dJ/du| is `tolerance` times that at θs, or after so many `iterations`. With `newton`
     steps with the Hessian at θs come first, while they halve the gradient; each is solved for by
-    at most so many conjugate gradient steps. A language model takes some hundred of these, and
-    many more of L-BFGS's iterations. λ is that of
-    the `inverse` (an EK-FAC fit's unless given), or `damping`. `epsilon` is one for all; unless
-    given, each example has its own: 0.01 over its self-influence |Wᵀ g|² ≈ gᵀ (G + λI)⁻¹ g, g being
-    its gradient for its own targets or for some drawn from the network, whichever has more. A
-    smaller ε would leave less of J above rounding. What higher orders that leaves is seen by
+    at most so many conjugate gradient steps. λ is that of the `inverse` (an EK-FAC fit's unless
+    given), or `damping`. `epsilon` is one for all; unless given, each example has its own: 0.01
+    over ρ times the largest example's ρ, ρ² = |Wᵀ g|² ≈ gᵀ (G + λI)⁻¹ g being its self-influence,
+    with g its gradient for its own targets or for some drawn from the network, whichever has more.
+    A smaller ε would leave less of J above rounding. What higher orders that leaves is seen by
     halving ε for `checked` examples, from the one of least self-influence to that of the largest.
     Where queries are weighted, so many points are weighted as well, to see that it is the same.
 
     details: the least and the largest ε (`epsilon`, `epsilon_largest`); the largest `gradient_norm`
-    reached, relative to that at θs, and whether it is as small as was asked (`converged`);
+    reached, relative to that at θs, whether it is as small as was asked (`converged`), and for how
+    many examples it is not (`above_tolerance`): where a ReLU bends at a minimum none is small;
     `evaluations` of J an example, in the mean; `halved_change`, |r(ε) - r(ε/2)| / |r(ε)| over what
     responds, the largest of the checked; and `swapped_change`, the relative difference of the
     checked points' responses by the other way, the largest of them.
@@ -104,6 +106,7 @@ def pbrf(
         "epsilon_largest": max(some.weights),
         "gradient_norm": worst,
         "converged": worst <= tolerance,
+        "above_tolerance": sum(one.gradient_norm > tolerance for one in found),
         "tolerance": tolerance,
         "evaluations": sum(one.evaluations for one in found) / len(found),
         "halved_change": max(changes, default=None),
@@ -147,7 +150,8 @@ class _Weighted:
                 for batch in batches
             ]
         )
-        self.weights: list[float] = (_REGIME / self.own.clamp(min=1e-300)).tolist()
+        rho = self.own.clamp(min=1e-300).sqrt()
+        self.weights: list[float] = (_REGIME / (rho * rho.max())).tolist()
         if settings.epsilon is not None:
             self.weights = [settings.epsilon] * len(self.own)
         if not all(self.weights):
