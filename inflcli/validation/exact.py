@@ -49,8 +49,6 @@ def ggn(
     is as small as was asked (`converged`), the `steps` in float64 and those before in float32
     (`single_steps`).
 
-    A module that rounds to float32 inside (Llama's norm in transformers does) makes products in
-    forward and reverse mode differ by 1e-8, and no residual gets far below that.
     Cost a step: a product a query, two passes forward and one backward over `fitted`.
     """
     watch = Watch(problem.model.device, fit_seconds)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from inflcli.ekfac import (
     DampedInverse,
@@ -59,18 +60,44 @@ class Problem:
         return sum(len(batch[0]) for batch in self.fitted)
 
     def in_float64(self) -> Problem:
-        """The same in float64, with a copy of the network; itself if it is so already."""
-        if self.model.dtype == torch.float64:
-            return self
-        old = self.model
-        model = LinearModel(
-            copy.deepcopy(old.network).double(),
-            old.likelihood,
-            modules=[module.name for module in old.modules],
-            forward=old.forward,
+        """The same in float64, with a copy of the network unless it is so already, of which no part
+        rounds to float32 on the way."""
+        old, problem = self.model, self
+        network = old.network
+        if old.dtype != torch.float64:
+            network = copy.deepcopy(network).double()
+            fitted, points = ([_double(one) for one in many] for many in (self.fitted, self.points))
+            problem = replace(self, fitted=fitted, points=points, queries=_double(self.queries))
+
+        def forward(network: nn.Module, inputs: Tensor) -> Tensor:
+            with _Unrounded():
+                return old.forward(network, inputs)
+
+        names = [module.name for module in old.modules]
+        return replace(
+            problem, model=LinearModel(network, old.likelihood, modules=names, forward=forward)
         )
-        fitted, points = ([_double(one) for one in many] for many in (self.fitted, self.points))
-        return Problem(model, fitted, points, _double(self.queries))
+
+
+class _Unrounded(TorchFunctionMode):
+    """Where a network asks for float32 it gets float64. Llama's norm does so in transformers: of
+    differences as small as a PBRF's, nothing would be left."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func is Tensor.float:
+            func = Tensor.double
+        named = {name: _wide(one) for name, one in (kwargs or {}).items()}
+        return func(*map(_wide, args), **named)
+
+
+def _wide(value: Any) -> Any:
+    return torch.float64 if value is torch.float32 else value
 
 
 @dataclass
