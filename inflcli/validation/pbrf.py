@@ -27,8 +27,9 @@ from inflcli.validation.problem import Damping, Problem, Result, Watch, inverse_
 from inflcli.validation.whitening import KroneckerWhitening, Whitening
 
 WEIGHTED = ("points", "queries")
-_REGIME = 0.01
-"""ε times a self-influence, at most: the share by which a step changes the slope it follows. Of an
+_REGIME = 1e-3
+"""ε times a self-influence, at most: the share by which a step changes the slope it follows. With a
+hundredth the KL divergence of a language model is far from a square, and Newton steps fail. Of an
 example that the network has all but fitted ε is less than this allows, since its slope is bent by
 the network's second derivative, too: in the whitened coordinates all examples move it as far."""
 
@@ -58,7 +59,7 @@ def pbrf(
     found when |dJ/du| is `tolerance` times that at θs, or after so many `iterations`. With `newton`
     steps with the Hessian at θs come first, while they halve the gradient; each is solved for by
     at most so many conjugate gradient steps. λ is that of the `inverse` (an EK-FAC fit's unless
-    given), or `damping`. `epsilon` is one for all; unless given, each example has its own: 0.01
+    given), or `damping`. `epsilon` is one for all; unless given, each example has its own: 1e-3
     over ρ times the largest example's ρ, ρ² = |Wᵀ g|² ≈ gᵀ (G + λI)⁻¹ g being its self-influence,
     with g its gradient for its own targets or for some drawn from the network, whichever has more.
     A smaller ε would leave less of J above rounding. What higher orders that leaves is seen by
