@@ -82,6 +82,24 @@ ShardOption = Annotated[
         metavar="I/N",
     ),
 ]
+DampingFactor = Annotated[
+    float | None,
+    typer.Option(
+        "--damping-factor",
+        help="Damping of a module as a share of its mean eigenvalue.",
+        show_default="0.1",
+    ),
+]
+Damping = Annotated[
+    str | None,
+    typer.Option(
+        "--damping",
+        help="The same absolute damping for every module instead; or auto: for each module the "
+        "share of its mean eigenvalue by which one half of the fit's sequences best whitens "
+        "the other half's gradients.",
+        metavar="NUMBER|auto",
+    ),
+]
 BatchSize = Annotated[
     str, typer.Option("--batch-size", help="Sequences a batch, or auto. Changes no result.")
 ]

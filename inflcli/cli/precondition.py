@@ -86,24 +86,8 @@ def command(
             show_default=str(DEFAULT_MAX_RANK),
         ),
     ] = None,
-    damping_factor: Annotated[
-        float | None,
-        typer.Option(
-            "--damping-factor",
-            help="Damping of a module as a share of its mean eigenvalue.",
-            show_default="0.1",
-        ),
-    ] = None,
-    damping: Annotated[
-        str | None,
-        typer.Option(
-            "--damping",
-            help="The same absolute damping for every module instead; or auto: for each module the "
-            "share of its mean eigenvalue by which one half of the fit's sequences best whitens "
-            "the other half's gradients.",
-            metavar="NUMBER|auto",
-        ),
-    ] = None,
+    damping_factor: common.DampingFactor = None,
+    damping: common.Damping = None,
     curvature: Annotated[
         str,
         typer.Option(

@@ -38,23 +38,8 @@ def command(
         str,
         typer.Option("--points", help="How many training sequences are scored, a sample; or all."),
     ] = "500",
-    damping_factor: Annotated[
-        float | None,
-        typer.Option(
-            "--damping-factor",
-            help="Damping of a module as a share of its mean Λ.",
-            show_default="0.1",
-        ),
-    ] = None,
-    damping: Annotated[
-        str | None,
-        typer.Option(
-            "--damping",
-            help="The same absolute damping for every module instead; or auto: what the halves of "
-            "the fit chose for each module.",
-            metavar="NUMBER|auto",
-        ),
-    ] = None,
+    damping_factor: common.DampingFactor = None,
+    damping: common.Damping = None,
     refine: Annotated[
         int, typer.Option("--refine", min=1, help="Steps of the estimator refined.")
     ] = 10,
