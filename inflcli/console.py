@@ -70,8 +70,19 @@ class Meter:
 
     def __init__(self, title: str, total: int | None, done: int, unit: str) -> None:
         self.title, self.total, self.done, self.unit = title, total, done, unit
+        self._note = ""
         self._first = done
         self._start = self._shown = time.monotonic()
+
+    def note(self, text: str) -> None:
+        """What is shown beside the count from now on, for instance a residual."""
+        self._note = f" ({text})" if text else ""
+
+    def expect(self, total: int, done: int = 0) -> None:
+        """How much there is to do, where it was not known at first."""
+        self.total, self.done = total, done
+        self._first = done
+        self._start = time.monotonic()
 
     def advance(self, amount: int) -> None:
         self.done += amount
@@ -83,6 +94,11 @@ class Meter:
     def rate(self) -> float:
         """Units a second since this process began (resumed work does not count)."""
         return (self.done - self._first) / max(time.monotonic() - self._start, 1e-9)
+
+    def _speed(self, unit: str = "") -> str:
+        """The rate, by the minute where it is slow."""
+        rate, gap = self.rate(), " " if unit else ""
+        return f"{rate:.1f}{gap}{unit}/s" if rate >= 0.1 else f"{60 * rate:.1f}{gap}{unit}/min"
 
 
 class _PlainMeter(Meter):
@@ -96,7 +112,7 @@ class _PlainMeter(Meter):
         left = ""
         if self.total is not None and self.rate() > 0:
             left = f", {(self.total - self.done) / self.rate():.0f} s left"
-        info(f"{self.title}: {self.done}{of} {self.unit}, {self.rate():.1f}/s{left}")
+        info(f"{self.title}: {self.done}{of} {self.unit}{self._note}, {self._speed()}{left}")
 
 
 class _BarMeter(Meter):
@@ -107,7 +123,19 @@ class _BarMeter(Meter):
 
     def advance(self, amount: int) -> None:
         super().advance(amount)
-        self._bar.update(self._task, completed=self.done, rate=f"{self.rate():.1f} {self.unit}/s")
+        self._show()
+
+    def expect(self, total: int, done: int = 0) -> None:
+        super().expect(total, done)
+        self._show()
+
+    def note(self, text: str) -> None:
+        super().note(text)
+        self._show()
+
+    def _show(self) -> None:
+        rate = f"{self._speed(self.unit)}{self._note}"
+        self._bar.update(self._task, completed=self.done, total=self.total, rate=rate)
 
 
 @contextmanager

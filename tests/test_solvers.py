@@ -10,7 +10,7 @@ from oracle import relative
 from torch import Tensor
 
 from inflcli.ekfac import conjugate_gradient, damped, lissa, neumann
-from inflcli.ekfac.solve import largest_eigenvalue
+from inflcli.ekfac.solve import Iteration, largest_eigenvalue
 
 SHAPES = {"one": (3, 4), "two": (5, 2)}
 DAMPING = {"one": 1.0, "two": 0.4}
@@ -105,6 +105,21 @@ def test_no_step_returns_the_start(b, preconditioner):
     found = conjugate_gradient(damped(by(drawn(0)), DAMPING), b, start=start, steps=0)
     assert all(torch.equal(found.x[name], start[name]) for name in start)
     assert found.steps == 0
+
+
+def test_from_a_kept_iteration_it_goes_on_to_the_same_bits(b, preconditioner):
+    apply, kept = damped(by(drawn(0)), DAMPING), []
+
+    def told(at: Iteration) -> None:
+        kept.append({name: one.clone() for name, one in at.tensors().items()})
+
+    whole = conjugate_gradient(apply, b, precondition=preconditioner, steps=9, told=told)
+    for step, tensors in enumerate(kept, 1):
+        begun = Iteration.of_tensors(tensors, b)
+        assert len(begun.residuals) == step + 1
+        found = conjugate_gradient(apply, b, precondition=preconditioner, steps=9, begun=begun)
+        assert all(torch.equal(found.x[name], whole.x[name]) for name in b)
+        assert torch.equal(torch.stack(found.residuals), torch.stack(whole.residuals))
 
 
 def test_it_stops_at_the_tolerance_of_the_slowest(b, preconditioner):

@@ -25,6 +25,7 @@ from inflcli.corpus.queries import encode_query, read_queries
 from inflcli.errors import BadInput, StaleArtifact
 from inflcli.model.resolve import load_tokenizer
 from inflcli.stages import validate as stage
+from inflcli.stages import validate_truths
 from inflcli.validation.bank import Bank
 
 MODULE = "model.layers.1.mlp.down_proj"
@@ -165,6 +166,67 @@ def test_a_stopped_run_goes_on(made, tiny_queries, monkeypatch):
     again = validated(made, tiny_queries, "stopped", estimators=names, refine=2)
     assert again["fresh"]
     assert again["validation"] == json.loads((made.run / "stopped" / stage.FILE).read_text())
+
+
+def stopped_after(monkeypatch, kind: type, stops: set[int]) -> list[int]:
+    """Let `kind.keep` be interrupted once it has been called so often; its calls are counted."""
+    usual, calls = kind.keep, [0]
+
+    def keep(self: Any, *arguments: Any) -> None:
+        usual(self, *arguments)
+        calls[0] += 1
+        if calls[0] in stops:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(kind, "keep", keep)
+    return calls
+
+
+def test_a_solve_goes_on_from_its_last_step(made, tiny_queries, monkeypatch):
+    """Stopped in float32 and again in float64, it takes the same steps to the same bits."""
+    monkeypatch.setattr(validate_truths, "_SECONDS", 0.0)
+    monkeypatch.setattr(validate_truths, "_SHARE", 0.0)
+    settings = {"truths": ("ggn",), "estimators": ("gradient",), "tolerance": 1e-7}
+    settings["dtype"] = "float32"
+    stops: set[int] = set()
+    calls = stopped_after(monkeypatch, validate_truths._Solve, stops)
+    whole = validated(made, tiny_queries, "whole-solve", **settings)["validation"]
+    details = whole["truths"]["ggn"]["details"]
+    single, steps = details["single_steps"], details["single_steps"] + details["steps"]
+    assert calls[0] == steps
+    stops |= {steps + 2, steps + single + 1}
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            validated(made, tiny_queries, "stopped-solve", **settings)
+    found = validated(made, tiny_queries, "stopped-solve", **settings)["validation"]
+    assert calls[0] == 2 * steps
+    assert found["truths"]["ggn"]["details"] == details
+    points = found["points"]
+    ours, theirs = (
+        scores(made.run / out, "truths", "ggn", points) for out in ("stopped-solve", "whole-solve")
+    )
+    assert np.array_equal(ours, theirs)
+    assert not list((made.run / "stopped-solve").glob("state*"))
+
+
+def test_no_response_is_searched_for_twice(made, tiny_queries, monkeypatch):
+    settings = {"truths": ("pbrf",), "estimators": ("gradient",), "tolerance": 1e-2, "points": 4}
+    stops: set[int] = set()
+    calls = stopped_after(monkeypatch, validate_truths._Found, stops)
+    whole = validated(made, tiny_queries, "whole-pbrf", **settings)["validation"]
+    searched = calls[0]
+    stops |= {searched + 2}
+    with pytest.raises(KeyboardInterrupt):
+        validated(made, tiny_queries, "stopped-pbrf", **settings)
+    found = validated(made, tiny_queries, "stopped-pbrf", **settings)["validation"]
+    assert calls[0] == 2 * searched
+    ours, theirs = (
+        scores(made.run / out, "truths", "pbrf", found["points"])
+        for out in ("stopped-pbrf", "whole-pbrf")
+    )
+    assert np.array_equal(ours, theirs)
+    details = [one["truths"]["pbrf"]["details"] for one in (found, whole)]
+    assert details[0] == details[1]
 
 
 def test_no_retrained_model_is_lost(made, tiny_queries, monkeypatch):

@@ -20,6 +20,7 @@ _DIVERGED, _ENDED = 1e3, 2.0
 """Times the first residual, or |b| if that is more, that a residual may reach before an iteration
 is called divergent: on the way, where it may well rise at first, and at the end."""
 _HALVINGS = 20
+_VECTORS = ("x", "r", "p", "best", "left")
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,36 @@ def damped(product: Apply, damping: Mapping[str, float]) -> Apply:
     return apply
 
 
+@dataclass
+class Iteration:
+    """Where conjugate gradients are after a step: what goes on from it is the same to the bit."""
+
+    x: Matrices
+    r: Matrices
+    p: Matrices
+    best: Matrices
+    left: Matrices
+    rz: Tensor
+    residuals: list[Tensor]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it by one name each, as it can be written to a file."""
+        found = {"rz": self.rz, "residuals": torch.stack(self.residuals)}
+        for part in _VECTORS:
+            found |= {f"{part}/{name}": one for name, one in getattr(self, part).items()}
+        return found
+
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, Tensor], like: Matrices) -> Iteration:
+        """What `tensors` gave, on the device of the systems' right hand sides."""
+        device = next(iter(like.values())).device
+        vectors = {
+            part: {name: tensors[f"{part}/{name}"].to(device) for name in like} for part in _VECTORS
+        }
+        rz, residuals = (tensors[name].to(device) for name in ("rz", "residuals"))
+        return cls(**vectors, rz=rz, residuals=list(residuals))
+
+
 def conjugate_gradient(
     apply: Apply,
     b: Matrices,
@@ -55,45 +86,47 @@ def conjugate_gradient(
     start: Matrices | None = None,
     steps: int,
     tolerance: float = 0.0,
+    begun: Iteration | None = None,
+    told: Callable[[Iteration], None] | None = None,
 ) -> Solution:
     """Preconditioned conjugate gradients, at most `steps` of them, with residuals that only fall.
 
     The iterates' residuals are smoothed (Schönauer): an answer is the point of smallest residual
     between the answer before and the iterate. Stops where every residual is `tolerance` or less.
-    From a `start` of `precondition(b)` no step returns just that. Raises ArithmeticError where a
+    From a `start` of `precondition(b)` no step returns just that. `told` gets every step's
+    iteration, and one that was kept is gone on with as `begun`. Raises ArithmeticError where a
     residual is not finite. Cost a step: one product and one preconditioning. Memory: seven vectors
     a system, `b` and `start` among them, and what the product takes.
     """
     turn = precondition or _copy
     size = norm(b).clamp(min=_TINY)
+    at = _first_iteration(apply, b, start, size) if begun is None else begun
+    while len(at.residuals) <= steps and not _within(at.residuals, tolerance):
+        z = turn(at.r)
+        before, at.rz = at.rz, dot(at.r, z)
+        beta = torch.where(before > 0, at.rz / before.clamp(min=_TINY), 0.0)
+        for name, value in at.p.items():
+            value.mul_(_scalar(beta, value)).add_(z[name])
+        del z
+        ap = apply(at.p)
+        curvature = dot(at.p, ap)
+        # A system that is solved, or has left the numbers' range, stands still.
+        alpha = torch.where(curvature > 0, at.rz / curvature.clamp(min=_TINY), 0.0)
+        _move(at.x, alpha, at.p)
+        _move(at.r, -alpha, ap)
+        del ap
+        _smooth(at.best, at.left, at.x, at.r)
+        at.residuals.append(_finite(norm(at.left) / size))
+        if told is not None:
+            told(at)
+    return Solution(at.best, at.residuals, _within(at.residuals, tolerance))
+
+
+def _first_iteration(apply: Apply, b: Matrices, start: Matrices | None, size: Tensor) -> Iteration:
     x = _zeros(b) if start is None else _copy(start)
     r = _copy(b) if start is None else _add(b, apply(x), -1.0)
-    best, left = _copy(x), _copy(r)
-    residuals = [_finite(norm(left) / size)]
-    p: Matrices | None = None
-    rz = torch.zeros_like(size)
-    for _ in range(steps):
-        if _within(residuals, tolerance):
-            break
-        z = turn(r)
-        before, rz = rz, dot(r, z)
-        if p is None:
-            p = _copy(z)
-        else:
-            beta = torch.where(before > 0, rz / before.clamp(min=_TINY), 0.0)
-            for name, value in p.items():
-                value.mul_(_scalar(beta, value)).add_(z[name])
-        del z
-        ap = apply(p)
-        curvature = dot(p, ap)
-        # A system that is solved, or has left the numbers' range, stands still.
-        alpha = torch.where(curvature > 0, rz / curvature.clamp(min=_TINY), 0.0)
-        _move(x, alpha, p)
-        _move(r, -alpha, ap)
-        del ap
-        _smooth(best, left, x, r)
-        residuals.append(_finite(norm(left) / size))
-    return Solution(best, residuals, _within(residuals, tolerance))
+    residuals = [_finite(norm(r) / size)]
+    return Iteration(x, r, _zeros(b), _copy(x), _copy(r), torch.zeros_like(size), residuals)
 
 
 def neumann(

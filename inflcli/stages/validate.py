@@ -1,13 +1,15 @@
 """`validate`: how right each estimator of influence is for a model, against ground truths.
 
-Every ground truth and every estimate is a piece of work that is recorded when it is done, and every
-model that is retrained is: a run that was stopped goes on with the next.
+Every ground truth and every estimate is a piece of work that is recorded when it is done, and so is
+every model that is retrained; see `Truths` for what is kept of a long one. A run that was stopped
+goes on from there.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +34,12 @@ from inflcli.stages import common
 from inflcli.stages.validate_estimates import Estimates
 from inflcli.stages.validate_problem import Question, pose
 from inflcli.stages.validate_retraining import Retraining
-from inflcli.validation import Result, correlation, ggn, pbrf
+from inflcli.stages.validate_truths import Truths
+from inflcli.validation import Result, correlation
 
 STAGE = "validate"
 FILE = "validation.json"
 RETRAINED = ("lds", "topk")
-NEWTON = 1000
-"""Conjugate gradient steps, at most, to where the search for a PBRF begins."""
 
 
 @common.exclusively
@@ -122,16 +123,21 @@ class Validation:
             writer.folder / "bank", model, corpus, self.question.points, queries, config
         )
         self.done: dict[str, Any] = dict(writer.progress.get("done", {}))
+        self.truths = Truths(writer, self.question, config, self.done)
 
     def run(self) -> dict[str, Any]:
         """Everything that is left; then what is found, which is written, too."""
         truths = [name for name in self.config.truths if name not in RETRAINED]
-        total = len(truths) + len(self.config.estimators)
-        with console.progress("validate", total, done=len(self.done), unit="pieces") as meter:
-            for name in self.config.estimators:
-                self._piece("estimates", name, lambda name=name: self.estimates.make(name), meter)
-            for name in truths:
-                self._piece("truths", name, lambda name=name: self._truth(name), meter)
+        inverse = self.estimates.inverse()
+        names = self.config.estimators
+        done = sum(f"estimates/{name}" in self.done for name in names)
+        with console.progress("estimates", len(names), done=done, unit="estimators") as meter:
+            for name in names:
+                meter.note(name)
+                if self._piece("estimates", name, partial(self.estimates.make, name)):
+                    meter.advance(1)
+        for name in truths:
+            self._piece("truths", name, partial(self.truths.make, name, inverse))
         scores = {name: self._scores("estimates", name) for name in self.config.estimators}
         found = self._found(scores, truths)
         write_json(self.writer.folder / FILE, found)
@@ -142,33 +148,19 @@ class Validation:
             console.warn(f"no figure: {error.message} ({error.hint})")
         return found
 
-    def _piece(self, kind: str, name: str, make: Any, meter: Any) -> None:
+    def _piece(self, kind: str, name: str, make: Callable[[], Result]) -> bool:
+        """Whether it was made now; else it was there."""
         key = f"{kind}/{name}"
         if key in self.done:
-            return
-        result: Result = make()
+            return False
+        result = make()
         common.require_finite(result.scores, f"{kind} {name}", "all")
         path = self.writer.folder / kind / f"{name}.safetensors"
         path.parent.mkdir(exist_ok=True)
         write_tensors(path, {"scores": result.scores.contiguous()}, {})
         self.done[key] = {"seconds": result.seconds, "details": result.details}
-        self.writer.commit({"done": self.done}, [path])
-        meter.advance(1)
-
-    def _truth(self, name: str) -> Result:
-        problem, inverse = self.question.problem, self.estimates.inverse()
-        if name == "ggn":
-            rows = self.question.rows
-            return ggn(problem, inverse=inverse, tolerance=self.config.tolerance, rows=rows)
-        fewer = len(problem.queries[0]) < len(self.question.points)
-        return pbrf(
-            problem,
-            weighted="queries" if fewer else "points",
-            inverse=inverse,
-            epsilon=self.config.epsilon,
-            tolerance=self.config.tolerance,
-            newton=NEWTON,
-        )
+        self.writer.ledger.drop_state(self.truths.progress(), [path])
+        return True
 
     def _scores(self, kind: str, name: str) -> NDArray[np.float64]:
         tensors = read_tensors(self.writer.folder / kind / f"{name}.safetensors")

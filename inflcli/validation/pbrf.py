@@ -11,9 +11,10 @@ query's f, which takes an optimisation a query instead of one a point.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -34,6 +35,43 @@ example that the network has all but fitted ε is less than this allows, since i
 the network's second derivative, too: in the whitened coordinates all examples move it as far."""
 
 
+@dataclass(frozen=True)
+class Response:
+    """Of what responds to one weighted example, and how its minima were found."""
+
+    values: Tensor
+    """(f(θ(ε)) - f(θ(-ε))) / 2ε of all that responds, float64."""
+    gradient_norm: float
+    evaluations: int
+    seconds: float
+
+
+class Journal(Protocol):
+    """Where responses are kept by name as they are found, so that a search can go on."""
+
+    def begin(self, total: int) -> None:
+        """So many are going to be asked for."""
+
+    def find(self, name: str) -> Response | None:
+        """One of those that were kept."""
+
+    def keep(self, name: str, response: Response) -> None:
+        """One that was found."""
+
+
+class _Forgetful:
+    """The journal of a search that is made in one go."""
+
+    def begin(self, total: int) -> None:
+        pass
+
+    def find(self, name: str) -> Response | None:
+        return None
+
+    def keep(self, name: str, response: Response) -> None:
+        pass
+
+
 def pbrf(
     problem: Problem,
     *,
@@ -47,6 +85,7 @@ def pbrf(
     iterations: int = 1000,
     newton: int = 0,
     checked: int = 3,
+    journal: Journal | None = None,
 ) -> Result:
     """The responses of the queries' f to every point, [K, N], in float64, by scipy's L-BFGS.
 
@@ -65,6 +104,7 @@ def pbrf(
     A smaller ε would leave less of J above rounding. What higher orders that leaves is seen by
     halving ε for `checked` examples, from the one of least self-influence to that of the largest.
     Where queries are weighted, so many points are weighted as well, to see that it is the same.
+    What a `journal` has is not searched for again; it must be of the same problem and options.
 
     details: the least and the largest ε (`epsilon`, `epsilon_largest`); the largest `gradient_norm`
     reached, relative to that at θs, whether it is as small as was asked (`converged`), and for how
@@ -85,21 +125,26 @@ def pbrf(
         if whitening is None:
             whitening = KroneckerWhitening(inverse)
         objective = BregmanObjective(problem, inverse.damping, whitening)
-        settings = _Settings(epsilon, tolerance, iterations, newton)
-        points, queries = list(problem.points), [problem.queries]
-        some = _Weighted(objective, points if weighted == "points" else queries, settings)
-        responding = queries if weighted == "points" else points
-        found = [some.respond(index, responding) for index in range(len(some.examples))]
-        changes = []
-        for index in some.spread(checked):
-            half = some.respond(index, responding, 0.5)
-            changes.append(_relative(half.response, found[index].response))
-        scores = torch.stack([one.response for one in found], 1)
-        swaps = []
-        if weighted == "queries":
-            scores, others = scores.T, _Weighted(objective, points, settings)
-            for index in others.spread(checked):
-                swaps.append(_relative(others.respond(index, queries).response, scores[:, index]))
+        journal = journal or _Forgetful()
+        settings = _Settings(epsilon, tolerance, iterations, newton, journal)
+        by_point = _Weighted("point", objective, problem.points, [problem.queries], settings)
+        by_query = _Weighted("query", objective, [problem.queries], problem.points, settings)
+        some, others = (by_point, by_query) if weighted == "points" else (by_query, by_point)
+        check = some.spread(checked)
+        swap = others.spread(checked) if weighted == "queries" else []
+        journal.begin(len(some.examples) + len(check) + len(swap))
+        found = [some.respond(index) for index in range(len(some.examples))]
+        halves = [some.respond(index, 0.5) for index in check]
+        changes = [
+            _relative(half.values, found[index].values)
+            for index, half in zip(check, halves, strict=True)
+        ]
+        scores = torch.stack([one.values for one in found])
+        swapped = [others.respond(index) for index in swap]
+        swaps = [
+            _relative(one.values, scores[:, index])
+            for index, one in zip(swap, swapped, strict=True)
+        ]
     worst = max(one.gradient_norm for one in found)
     details: dict[str, Any] = {
         "weighted": weighted,
@@ -116,7 +161,10 @@ def pbrf(
     }
     if swaps:
         details["swapped_change"] = max(swaps)
-    return Result(scores.double().cpu().contiguous(), watch.seconds, details)
+    scores = scores if weighted == "queries" else scores.T
+    seconds = {**watch.seconds}
+    seconds["solve"] += some.earlier + others.earlier
+    return Result(scores.contiguous(), seconds, details)
 
 
 @dataclass(frozen=True)
@@ -125,25 +173,25 @@ class _Settings:
     tolerance: float
     iterations: int
     newton: int
-
-
-@dataclass(frozen=True)
-class _Response:
-    """Of what responds to one weighted example, and how its minima were found."""
-
-    response: Tensor
-    gradient_norm: float
-    evaluations: int
+    journal: Journal
 
 
 class _Weighted:
-    """Examples whose log-probability is weighted, each with its ε."""
+    """Examples whose log-probability is weighted, each with its ε, and what responds."""
 
     def __init__(
-        self, objective: BregmanObjective, batches: Sequence[Batch], settings: _Settings
+        self,
+        kind: str,
+        objective: BregmanObjective,
+        batches: Sequence[Batch],
+        responding: Sequence[Batch],
+        settings: _Settings,
     ) -> None:
+        self._kind, self._responding = kind, responding
         self._objective, self._settings = objective, settings
         self.examples = [one for batch in batches for one in _examples(batch)]
+        self.earlier = 0.0
+        """Seconds that what the journal had took."""
         generator = torch.Generator(objective.model.device).manual_seed(0)
         self.own = torch.cat(
             [
@@ -164,12 +212,23 @@ class _Weighted:
         order = self.own.argsort().tolist()
         return [order[round(place)] for place in np.linspace(0, len(order) - 1, count)]
 
-    def respond(self, index: int, responding: Sequence[Batch], scale: float = 1.0) -> _Response:
-        """(f(θ(ε)) - f(θ(-ε))) / 2ε of all that responds to one example, ε `scale` times its own"""
-        objective, epsilon = self._objective, scale * self.weights[index]
+    def respond(self, index: int, scale: float = 1.0) -> Response:
+        """What responds to one example, ε being `scale` times its own."""
+        journal, name = self._settings.journal, f"{self._kind}-{index}-{scale:g}"
+        found = journal.find(name)
+        if found is not None:
+            self.earlier += found.seconds
+            return found
+        start = time.perf_counter()
+        values, norm, evaluations = self._search(index, scale * self.weights[index])
+        found = Response(values.double().cpu(), norm, evaluations, time.perf_counter() - start)
+        journal.keep(name, found)
+        return found
+
+    def _search(self, index: int, epsilon: float) -> tuple[Tensor, float, int]:
+        objective, responding = self._objective, self._responding
         if not objective.begin(self.examples[index]):  # no gradient: θs is the minimum
-            count = sum(len(batch[0]) for batch in responding)
-            return _Response(torch.zeros(count, device=objective.model.device), 0.0, 0)
+            return torch.zeros(sum(len(batch[0]) for batch in responding)), 0.0, 0
         u = np.zeros(objective.size)
         gains, worst, evaluations = [], 0.0, 0
         for signed in (epsilon, -epsilon):
@@ -178,7 +237,7 @@ class _Weighted:
             worst, evaluations = max(worst, norm), evaluations + count
             step = objective.step(u, signed)
             gains.append(torch.cat([objective.gain(step, batch) for batch in responding]))
-        return _Response((gains[0] - gains[1]) / (2 * epsilon), worst, evaluations)
+        return (gains[0] - gains[1]) / (2 * epsilon), worst, evaluations
 
 
 def _minimum(
