@@ -235,7 +235,11 @@ bench-figure: $(VENV)/.bench ## Put the benchmark's results into the README and 
 RETRAINING := $(BIN)/python -m benchmarks.validation.retraining --epochs 10 --dtype bfloat16 --models 50
 .PHONY: reproduce
 reproduce: $(VENV)/.bench ## The paper's accuracy results on small models, in some hours
-	$(BIN)/python benchmarks/validation/small.py diabetes friedman digits
+	$(BIN)/python benchmarks/validation/small.py diabetes friedman
+	$(BIN)/python benchmarks/validation/small.py digits digits-wide --weighted queries
+	$(MAKE) --no-print-directory RUN=runs/demo runs/demo/corpus/manifest.json runs/demo/factors/manifest.json
+	$(BIN)/python benchmarks/rank_curves.py --name demo --model inflcli/demo/model \
+	  --factors runs/demo/factors --queries inflcli/demo/queries.jsonl --corpus runs/demo/corpus
 	$(BIN)/python benchmarks/validation/demo.py exact
 	$(BIN)/python benchmarks/validation/demo.py pbrf --fit 16
 	$(BIN)/python benchmarks/validation/demo.py blocks

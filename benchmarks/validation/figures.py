@@ -23,7 +23,14 @@ BEGIN, END = (
     "<!-- validation: written by benchmarks/validation/figures.py -->",
     "<!-- /validation -->",
 )
-SMALL = {"diabetes": "Diabetes", "friedman": "Friedman #1", "digits": "Digits"}
+SMALL = {
+    "diabetes": "Diabetes",
+    "friedman": "Friedman #1",
+    "digits": "Digits",
+    "digits-wide": "Digits, 256 wide",
+}
+RANKED = {"demo": "Demo model", "smollm2": "SmolLM2-135M"}
+"""Of rank_curves.py's results."""
 DEMO = {"exact": "Demo model", "pbrf": "Demo model, a part"}
 EKFAC, GRADIENT, LISSA, KFAC = "EK-FAC", "gradient dot", "LiSSA", "K-FAC"
 SHAMPOO, REFINED = "EC-Shampoo", "EK-FAC, refined"
@@ -190,27 +197,52 @@ def _removal() -> Verdict:
     if "ekfac" not in rises:
         return "", None
     size = max(rises["ekfac"])
-    text = ", ".join(f"{name} {found[size]:+.2f}" for name, found in rises.items())
-    others = [rises[name][size] for name in ("gradient", "random") if name in rises]
-    return f"{text} nats without {size}", all(rises["ekfac"][size] > one for one in others)
+    means = {name: statistics.fmean(found[size]) for name, found in rises.items()}
+    text = ", ".join(f"{name} {mean:+.2f}" for name, mean in means.items())
+    others = [means[name] for name in ("gradient", "random") if name in means]
+    return f"{text} nats without {size}", all(means["ekfac"] > one for one in others)
 
 
-def _rises() -> dict[str, dict[int, float]]:
-    """Mean rise of the queries' loss by estimator and size, of random paragraphs last."""
+def _rises() -> dict[str, dict[int, list[float]]]:
+    """Rises of the queries' losses by estimator and size, of random paragraphs last."""
     raw = _read("lds-demo")
     rises = [] if raw is None else raw.get("topk", {}).get("rises", [])
     found: dict[str, dict[int, list[float]]] = {}
     for one in rises:
         found.setdefault(one["estimator"], {}).setdefault(one["size"], []).append(one["rise"])
-    random: dict[int, list[float]] = {}
     for one in rises:
-        random.setdefault(one["size"], []).append(one["random_mean"])
-    if random:
-        found["random"] = random
-    return {
-        name: {size: statistics.fmean(values) for size, values in of.items()}
-        for name, of in found.items()
-    }
+        if one["estimator"] == rises[0]["estimator"]:  # the same with every estimator
+            random = found.setdefault("random", {})
+            random.setdefault(one["size"], []).append(one["random_mean"])
+    return found
+
+
+def _ranked() -> dict[str, list[tuple[int, float, float]]]:
+    """By title: rank, and mean and least Pearson with full rank's scores over queries."""
+    found = {}
+    for name, title in SMALL.items():
+        raw = _read(name)
+        rows = [] if raw is None else [(row["rank"], row.get("full_rank")) for row in raw["ranks"]]
+        kept = [(rank, of["pearson_mean"], of["pearson_min"]) for rank, of in rows if of]
+        if kept:
+            found[title] = kept
+    for name, title in RANKED.items():
+        path = HERE.parent / "results" / f"rank-{name}.json"
+        if path.is_file():
+            found[title] = [
+                (row["rank"], row["pearson_mean"], row["pearson_min"])
+                for row in json.loads(path.read_text())["rows"]
+                if row["rank"] is not None
+            ]
+    return found
+
+
+def _low_rank(rank: int, bar: float) -> Verdict:
+    least = {title: one[2] for title, rows in _ranked().items() for one in rows if one[0] == rank}
+    if not least:
+        return "", None
+    text = "; ".join(f"{title} {value:.4f}" for title, value in least.items())
+    return text, all(value >= bar for value in least.values())
 
 
 def claims(found: list[Task]) -> Iterator[tuple[str, str, Verdict]]:
@@ -234,6 +266,11 @@ def claims(found: list[Task]) -> Iterator[tuple[str, str, Verdict]]:
         "eight diagonal blocks lose at most 0.05 (O = 1 / 2 / 4 / 8)",
         "Figure 30",
         _over_tasks(found, _blocks),
+    )
+    yield (
+        "queries of rank 32 score as those of full rank: Pearson 0.99, the worst query's",
+        "Figure 3",
+        _low_rank(32, 0.99),
     )
     yield (
         "EK-FAC's Pearson with the exact solve is 0.9 on the demo",
@@ -278,7 +315,7 @@ def table(found: list[Task]) -> list[str]:
         shown = [f"{one[0]:.3f} ({one[1]:.3f})" if one else "–" for one in cells]
         lines.append(f"| {name} | {' | '.join(shown)} |")
     lines.append("| points scored | " + " | ".join(str(task.points) for task in found) + " |")
-    return [*lines, *_lds_table(), *_noise_table(), *_blocks_table()]
+    return [*lines, *_lds_table(), *_removal_table(), *_noise_table(), *_blocks_table()]
 
 
 def _lds_table() -> list[str]:
@@ -299,6 +336,31 @@ def _lds_table() -> list[str]:
 
 def _span(interval: Sequence[float]) -> str:
     return f"{interval[0]:.2f} to {interval[1]:.2f}"
+
+
+def _removal_table() -> list[str]:
+    """Means over queries, and their standard errors."""
+    rises = _rises()
+    if not rises:
+        return []
+    sizes = list(next(iter(rises.values())))
+    count = len(next(iter(rises.values()))[sizes[0]])
+    rows = {DEMO_NAMES.get(name, f"{name} ones"): of for name, of in rises.items()}
+    for other in ("gradient", "refined"):
+        if "ekfac" in rises and other in rises:
+            less = {s: [a - b for a, b in zip(rises["ekfac"][s], rises[other][s], strict=True)]
+                    for s in sizes}  # fmt: skip
+            rows[f"EK-FAC less {DEMO_NAMES[other]}"] = less
+    heads = [f"demo: rise of {count} queries' loss, nats"]
+    heads += [f"without the top {size}" for size in sizes]
+    lines = ["", f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
+    for name, of in rows.items():
+        cells = [
+            f"{statistics.fmean(of[s]):+.1f} ± {statistics.stdev(of[s]) / len(of[s]) ** 0.5:.1f}"
+            for s in sizes
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
 
 
 def _noise_table() -> list[str]:
@@ -340,29 +402,36 @@ def _blocks_table() -> list[str]:
 
 
 def draw_correlations(found: list[Task], path: Path) -> None:
-    """Figure 6 (left of each pair) and Figure 7 (right)."""
+    """Figure 6 (above) and Figure 7 (below), three tasks side by side."""
     from matplotlib import pyplot
 
     names = list(dict.fromkeys(name for task in found for name in task.seconds))
+    across = min(3, len(found))
+    down = -(-len(found) // across)
     figure, axes = pyplot.subplots(
-        2, len(found), figsize=(3 * len(found) + 1.2, 6.4), squeeze=False, sharey=True,
+        2 * down, across, figsize=(3 * across + 1.8, 6.4 * down), squeeze=False, sharey=True,
         layout="constrained",
     )  # fmt: skip
-    for column, task in enumerate(found):
+    for one in axes.flat:
+        one.set_axis_off()
+    for place, task in enumerate(found):
+        row, column = divmod(place, across)
         truth = task.truth
-        above, below = axes[0][column], axes[1][column]
-        for place, name in enumerate(names):
+        above, below = axes[2 * row][column], axes[2 * row + 1][column]
+        for height, name in enumerate(names):
             if name in task.pearson[truth]:
-                above.barh(place, task.pearson[truth][name][0], 0.6, color="#2a6f97")
+                above.barh(height, task.pearson[truth][name][0], 0.6, color="#2a6f97")
                 values = [one for one in task.by_query[truth][name] if one is not None]
-                above.plot(values, [place] * len(values), ".", color="#b3261e", markersize=3)
+                above.plot(values, [height] * len(values), ".", color="#b3261e", markersize=3)
             if name in task.seconds:
-                below.barh(place, max(task.seconds[name], 1e-3), 0.6, color="#c9ada7")
+                below.barh(height, max(task.seconds[name], 1e-3), 0.6, color="#c9ada7")
         above.set(title=task.title, xlabel=f"Pearson with {TITLES[truth]}")
         above.axvline(0, color="black", linewidth=0.6)
         below.set(xscale="log", xlabel=f"seconds, {task.queries} measurements")
-    for row in axes:
-        row[0].set_yticks(range(len(names)), names)
+        for one in (above, below):
+            one.set_axis_on()
+    for row_of in axes:
+        row_of[0].set_yticks(range(len(names)), names)
     axes[0][0].invert_yaxis()
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
@@ -385,16 +454,13 @@ def draw_costs(found: list[Task], path: Path) -> None:
     blocks.set(xlabel="diagonal blocks", ylabel="Pearson, mean", xscale="log", title="Figure 30")
     blocks.set_xticks(counts, map(str, counts))
     blocks.minorticks_off()
-    for name, title in SMALL.items():
-        raw = _read(name)
-        if raw is not None:
-            rows = raw["ranks"]
-            steps = [row["rank"] for row in rows]
-            ranks.plot(steps, [row["pbrf"]["pearson_mean"] for row in rows], "o-", label=title)
-    ranks.set(xlabel="rank of a query", ylabel="Pearson with the PBRF", xscale="log")
-    ranks.set_title("Figure 3")
-    for axes in (blocks, ranks):
-        axes.set_ylim(0, 1)  # with room for the legend
+    for title, rows in _ranked().items():
+        # Full rank leaves rounding only.
+        left = [(rank, 1 - mean) for rank, mean, _ in rows if 1 - mean > 1e-9]
+        ranks.plot(*zip(*left, strict=True), "o-", label=title)
+    ranks.set(xlabel="rank of a query", xscale="log", yscale="log", title="Figure 3")
+    ranks.set_ylabel("1 - Pearson with full rank, mean")
+    blocks.set_ylim(0, 1)  # with room for the legend
     raw = _read("demo-noise")
     noise.set_axis_off()
     if raw is not None:

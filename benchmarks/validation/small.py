@@ -1,11 +1,13 @@
 """Hold influence estimators against two ground truths on small networks (Appendix C of the paper).
 
-    python benchmarks/validation/small.py diabetes friedman digits
+    python benchmarks/validation/small.py diabetes friedman
+    python benchmarks/validation/small.py digits digits-wide --weighted queries
 
 Writes results/NAME.json beside this file: of every estimator, Pearson and Spearman by query with
-the PBRF (Eq. 7, found by L-BFGS) and with the exact damped Gauss-Newton solve, and its wall clock
-for all queries. All estimators get the same λ a module, 0.1 · mean Λ of the EK-FAC fit; `global`
-has them again with one λ for all modules. No option of an estimator was chosen by these numbers.
+the PBRF (Eq. 7, found by Newton steps and L-BFGS) and with the exact damped Gauss-Newton solve, and
+its wall clock for all queries; of low ranks (Figure 3) those with full rank, too. All estimators
+get the same λ a module, 0.1 · mean Λ of the EK-FAC fit; `global` has them again with one λ for all
+modules. No option of an estimator was chosen by these numbers.
 """
 
 from __future__ import annotations
@@ -26,10 +28,13 @@ import torch
 
 from inflcli import validation
 from inflcli.validation import Problem, Result, correlation
+from inflcli.validation.pbrf import WEIGHTED
 
 FOLDER = Path(__file__).parent / "results"
 PACKAGES = ("torch", "numpy", "scipy", "scikit-learn")
 ROWS = 1 << 16
+ROOM = 1 << 30
+"""Bytes that the eigenvectors which whiten G may take."""
 Estimator = Callable[..., Result]
 
 
@@ -77,6 +82,7 @@ def ranks(problem: Problem, damping: Any, truths: dict[str, torch.Tensor]) -> li
     """Every preconditioned query and module truncated to ranks from 1 to full."""
     sides = [min(module.outputs, module.inputs) for module in problem.model.modules]
     wanted = [rank for rank in (1, 2, 4, 8, 16, 32, 64, 128) if rank < max(sides)]
+    truths = {**truths, "full_rank": validation.ekfac(problem, damping=damping).scores}
     return [
         {"rank": rank, **compared(validation.ekfac(problem, damping=damping, rank=rank), truths)}
         for rank in [*wanted, max(sides)]
@@ -95,35 +101,27 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     say(f"{name}: {facts}")
     sizes = {module.name: module.inputs * module.outputs for module in problem.model.modules}
     whole = tuple(torch.cat(parts) for parts in zip(*problem.fitted, strict=True))
-    # The same G; larger batches take less time. All of its eigenvectors whiten it.
+    # The same G; larger batches take less time. All of its eigenvectors whiten it, if they fit.
     together = Problem(problem.model, [whole], problem.points, problem.queries)
     start = time.perf_counter()
-    rank = min(sum(sizes.values()), problem.sequences * facts["outputs"])
+    weights = sum(sizes.values())
+    rank = min(weights, problem.sequences * facts["outputs"], ROOM // (8 * weights))
     white = validation.SpectralWhitening(together, damping, rank, ROWS)
     whitening = {"rank": rank, "seconds": time.perf_counter() - start}
     exact = validation.ggn(together, damping=damping, whitening=white, rows=ROWS)
     say(f"  exact: {recorded(exact)}")
-    respond = functools.partial(
-        validation.pbrf,
+    response = validation.pbrf(
         together,
+        weighted=arguments.weighted,
         damping=damping,
         whitening=white,
         tolerance=arguments.tolerance,
         newton=100,
         iterations=50,
     )
-    response = respond()
     say(f"  PBRF: {recorded(response)}")
     truths = {"pbrf": response.scores, "exact": exact.scores}
-    found = {"pbrf": {**recorded(response), **compared(response, {"exact": exact.scores})}}
-    if arguments.one_sequence:
-        finite = respond(epsilon=1 / problem.sequences)
-        say(f"  PBRF at 1/n: {recorded(finite)}")
-        truths["pbrf_one_sequence"] = finite.scores
-        found["pbrf_one_sequence"] = {
-            **recorded(finite),
-            **compared(finite, {"exact": exact.scores}),
-        }
+    found = {**recorded(response), **compared(response, {"exact": exact.scores})}
     rows = []
     for title, make in estimators().items():
         result, totals = timed(make, problem, damping, arguments.rounds)
@@ -132,14 +130,14 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         )
         shown = [rows[-1][truth]["pearson_mean"] for truth in truths]
         say(f"  {title}: {', '.join(f'{value:.4f}' for value in shown)} in {result.total:.3f} s")
-    one = sum(damping[part] * size for part, size in sizes.items()) / sum(sizes.values())
+    one = sum(damping[part] * size for part, size in sizes.items()) / weights
     again = {"exact": validation.ggn(together, damping=one, whitening=white, rows=ROWS).scores}
     return {
         "problem": {"name": name, **facts},
         "damping": damping,
         "truths": {
             "whitening": whitening,
-            **found,
+            "pbrf": found,
             "exact": recorded(exact),
         },
         "estimators": rows,
@@ -168,15 +166,12 @@ def main() -> None:
     parser.add_argument("--tolerance", type=float, default=1e-4, help="of the PBRF's gradients")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--one-sequence", action="store_true", help="respond to a whole sequence's weight, 1/n, too"
-    )
+    parser.add_argument("--weighted", choices=WEIGHTED, default="points", help="by ε, see `pbrf`")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where results go")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    keys = ("queries", "points", "batch", "rounds", "tolerance", "threads", "seed")
+    keys = ("queries", "points", "batch", "rounds", "tolerance", "weighted", "threads", "seed")
     options = [f"--{key} {getattr(arguments, key)}" for key in keys]
-    options += ["--one-sequence"] if arguments.one_sequence else []
     for name in arguments.names:
         record = {
             "command": f"python benchmarks/validation/small.py {name} {' '.join(options)}",
