@@ -20,7 +20,7 @@ from inflcli.config import ValidateConfig
 from inflcli.ekfac import Inverse
 from inflcli.stages.validate_problem import Question
 from inflcli.validation import Result, ggn, pbrf
-from inflcli.validation.pbrf import Response
+from inflcli.validation.response import Response
 
 NEWTON = 1000
 """Conjugate gradient steps, at most, to where the search for a PBRF begins."""
