@@ -241,6 +241,7 @@ reproduce: $(VENV)/.bench ## The paper's accuracy results on small models, in so
 	$(BIN)/python benchmarks/rank_curves.py --name demo --model inflcli/demo/model \
 	  --factors runs/demo/factors --queries inflcli/demo/queries.jsonl --corpus runs/demo/corpus
 	$(BIN)/python benchmarks/validation/demo.py exact
+	$(BIN)/python benchmarks/validation/demo.py labels
 	$(BIN)/python benchmarks/validation/demo.py pbrf --fit 16
 	$(BIN)/python benchmarks/validation/demo.py blocks
 	$(BIN)/python benchmarks/validation/demo.py noise

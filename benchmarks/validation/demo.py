@@ -1,6 +1,7 @@
 """The paper's accuracy results on the demo language model, and how many sequences a fit takes.
 
     python benchmarks/validation/demo.py exact     # correlation with the exact damped solve
+    python benchmarks/validation/demo.py labels    # the same by label samples, after `exact`
     python benchmarks/validation/demo.py pbrf      # with the proximal Bregman response (Figure 6)
     python benchmarks/validation/demo.py blocks    # block-diagonal factors: bytes (Figure 30)
     python benchmarks/validation/demo.py noise     # split-half noise against the size of a fit
@@ -26,6 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from inflcli.artifacts.files import read_tensors
 from inflcli.artifacts.scan import ScanReader
 from inflcli.statistics.agreement import agreement
 
@@ -45,6 +47,7 @@ TOLERANCES = {"ggn": 1e-3, "ggn,pbrf": 1e-2}
 LABELS = 4
 """Label samples a sequence, of all estimators that sample any: of so few sequences one would leave
 more noise than approximation."""
+LABEL_COUNTS = (1, 4, 16, 64)
 DEPTH = 256
 """Steps of LiSSA, of a batch of some 16 sequences each."""
 REFINE = 30
@@ -116,6 +119,22 @@ def _validated(run: Run, corpus: Path, truth: str, options: argparse.Namespace) 
     return dict(found["validation"])
 
 
+def labels(run: Run, options: argparse.Namespace) -> dict[str, Any]:
+    """How far EK-FAC is from the exact solve that `exact` found, by its label samples."""
+    corpus, queries = run.corpus(), run.queries()
+    solved = run.folder / f"ggn-{options.fit}-{options.points}"
+    points = json.loads((solved / "validation.json").read_text())["points"]
+    right = read_tensors(solved / "truths" / "ggn.safetensors")["scores"].numpy()
+    found = []
+    for count in LABEL_COUNTS:
+        how = ("--label-samples", count, "--modules", TRACKED)
+        factors = run.fit(f"labels-{count}", corpus, options.fit, *how)
+        scores = _scores(run, corpus, factors, queries, f"labels-{count}")[:, points]
+        pairs = zip(scores, right, strict=True)
+        found.append({"samples": count, "pearson": [agreement(*pair).pearson for pair in pairs]})
+    return {"fit": options.fit, "label_samples": found}
+
+
 def blocks(run: Run, options: argparse.Namespace) -> dict[str, Any]:
     """Bytes of factors cut into O diagonal blocks; their accuracy is in `exact`'s results."""
     corpus, found = run.corpus(), {}
@@ -178,7 +197,7 @@ def _scores(run: Run, corpus: Path, factors: Path, queries: Path, name: str) -> 
     return np.stack([reader.scores(query) for query in range(len(reader.query_ids))])
 
 
-PARTS = {"exact": exact, "pbrf": pbrf, "blocks": blocks, "noise": noise}
+PARTS = {"exact": exact, "labels": labels, "pbrf": pbrf, "blocks": blocks, "noise": noise}
 
 
 def main() -> None:

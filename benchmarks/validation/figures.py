@@ -315,7 +315,14 @@ def table(found: list[Task]) -> list[str]:
         shown = [f"{one[0]:.3f} ({one[1]:.3f})" if one else "–" for one in cells]
         lines.append(f"| {name} | {' | '.join(shown)} |")
     lines.append("| points scored | " + " | ".join(str(task.points) for task in found) + " |")
-    return [*lines, *_lds_table(), *_removal_table(), *_noise_table(), *_blocks_table()]
+    return [
+        *lines,
+        *_lds_table(),
+        *_removal_table(),
+        *_noise_table(),
+        *_blocks_table(),
+        *_labels_table(),
+    ]
 
 
 def _lds_table() -> list[str]:
@@ -396,6 +403,22 @@ def _blocks_table() -> list[str]:
     ]
     cells = (f"{size:.1f} MiB" for size in sizes.values())
     return [*lines, f"| eigenvectors | {' | '.join(cells)} |"]
+
+
+def _labels_table() -> list[str]:
+    raw = _read("demo-labels")
+    if raw is None:
+        return []
+    rows = raw["label_samples"]
+    cells = [f"{_mean(row['pearson']):.3f} ({_least(row['pearson']):.3f})" for row in rows]
+    return [
+        "",
+        "| demo: label samples of a sequence | "
+        + " | ".join(str(row["samples"]) for row in rows)
+        + " |",
+        "| --- |" + " --- |" * len(rows),
+        f"| EK-FAC's Pearson with the exact solve, mean (worst) | {' | '.join(cells)} |",
+    ]
 
 
 # ---- figures --------------------------------------------------------------------------------
