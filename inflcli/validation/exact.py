@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -71,46 +72,13 @@ def ggn(
     with watch("fit"):
         inverse = inverse_for(problem, inverse, damping)
 
-    found = None if checkpoint is None else checkpoint.find()
-    tensors, about = ({}, {}) if found is None else found
-    earlier, started = float(about.get("seconds", 0.0)), time.perf_counter()
-
-    def solve(
-        problem: Problem, start: Matrices | None, until: float, single_steps: int | None
-    ) -> tuple[Solution, float]:
-        """The solution in the problem's type, and the largest residual, computed anew."""
-        dtype, own = problem.model.dtype, inverse_for(problem, inverse, None)
-        apply = damped(capped_product(problem.model, problem.fitted, rows), own.damping)
-        gradients = problem.model.gradients(problem.queries)
-        facts = {"type": str(dtype), "single_steps": single_steps}
-        begun = None
-        if about.get("type") == facts["type"]:
-            begun = Iteration.of_tensors(tensors, gradients)
-
-        def told(at: Iteration) -> None:
-            if checkpoint is not None:
-                seconds = earlier + time.perf_counter() - started
-                residual = float(at.residuals[-1].max())
-                checkpoint.keep(at.tensors, {**facts, "seconds": seconds, "residual": residual})
-
-        found = conjugate_gradient(
-            apply,
-            gradients,
-            precondition=own.solve if whitening is None else _squared(whitening, dtype),
-            start=None if start is None else _to(start, dtype),
-            steps=steps,
-            tolerance=until,
-            begun=begun,
-            told=told,
-        )
-        return found, float(relative_residual(apply, found.x, gradients).max())
-
+    solves = _Solves(inverse, whitening, rows, steps, checkpoint)
     with watch("solve"):
-        start, single_steps = None, about.get("single_steps")
-        if single_steps is None and given.model.dtype == torch.float32:
-            single, _ = solve(given, None, max(tolerance, _SINGLE), None)
-            start, single_steps = single.x, single.steps
-        solution, residual = solve(problem, start, tolerance, single_steps or 0)
+        start = None
+        if solves.single_steps is None and given.model.dtype == torch.float32:
+            start = solves.run(given, None, max(tolerance, _SINGLE)).x
+        solution = solves.run(problem, start, tolerance)
+        residual = solves.residual(problem, solution.x)
     with watch("score"):
         scores = influences(problem.model, solution.x, problem.points).cpu()
     details: dict[str, Any] = {
@@ -118,13 +86,78 @@ def ggn(
         # The recursion's residual and the true one part by rounding alone.
         "converged": residual <= 2 * tolerance,
         "steps": solution.steps,
-        "single_steps": single_steps or 0,
+        "single_steps": solves.single_steps or 0,
         "tolerance": tolerance,
         "damping": inverse.damping,
     }
     seconds = {**watch.seconds}
-    seconds["solve"] += earlier
+    seconds["solve"] += solves.earlier
     return Result(scores, seconds, details)
+
+
+class _Solves:
+    """One in float32, if any, then one in float64; a checkpoint says where they had come to."""
+
+    def __init__(
+        self,
+        inverse: Inverse,
+        whitening: Whitening | None,
+        rows: int,
+        steps: int,
+        checkpoint: Checkpoint | None,
+    ) -> None:
+        self._inverse, self._whitening, self._rows, self._steps = inverse, whitening, rows, steps
+        self._checkpoint = checkpoint
+        found = None if checkpoint is None else checkpoint.find()
+        self._tensors, self._about = ({}, {}) if found is None else found
+        self.single_steps: int | None = self._about.get("single_steps")
+        """Those in float32, once they are done."""
+        self.earlier = float(self._about.get("seconds", 0.0))
+        """Seconds before this process."""
+        self._started = time.perf_counter()
+
+    def run(self, problem: Problem, start: Matrices | None, tolerance: float) -> Solution:
+        """In the problem's type."""
+        dtype, gradients = problem.model.dtype, problem.model.gradients(problem.queries)
+        begun = None
+        if self._about.get("type") == str(dtype):
+            begun = Iteration.of_tensors(self._tensors, gradients)
+        own = inverse_for(problem, self._inverse, None)
+        found = conjugate_gradient(
+            self._apply(problem),
+            gradients,
+            precondition=(
+                own.solve if self._whitening is None else _squared(self._whitening, dtype)
+            ),
+            start=None if start is None else _to(start, dtype),
+            steps=self._steps,
+            tolerance=tolerance,
+            begun=begun,
+            told=partial(self._keep, str(dtype)),
+        )
+        if dtype == torch.float32:
+            self.single_steps = found.steps
+        return found
+
+    def residual(self, problem: Problem, x: Matrices) -> float:
+        """The largest, computed anew."""
+        gradients = problem.model.gradients(problem.queries)
+        return float(relative_residual(self._apply(problem), x, gradients).max())
+
+    def _apply(self, problem: Problem) -> Apply:
+        product = capped_product(problem.model, problem.fitted, self._rows)
+        return damped(product, self._inverse.damping)
+
+    def _keep(self, dtype: str, at: Iteration) -> None:
+        if self._checkpoint is None:
+            return
+        about = {
+            "type": dtype,
+            "single_steps": self.single_steps,
+            "seconds": self.earlier + time.perf_counter() - self._started,
+            "residual": float(at.residuals[-1].max()),
+        }
+        self._checkpoint.keep(at.tensors, about)
 
 
 def _squared(whitening: Whitening, dtype: torch.dtype) -> Apply:
