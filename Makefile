@@ -246,7 +246,7 @@ reproduce: $(VENV)/.bench ## The paper's accuracy results on small models, in so
 	$(BIN)/python benchmarks/validation/demo.py blocks
 	$(BIN)/python benchmarks/validation/demo.py noise
 	for stage in train scores lds; do $(RETRAINING) --stage $$stage || exit 1; done
-	$(RETRAINING) --stage topk --topk-queries 10 --sizes 5 20 --draws 2 --estimators gradient ekfac
+	$(RETRAINING) --stage topk --topk-queries 10 --sizes 5 20 --draws 2 --estimators gradient ekfac refined
 	$(MAKE) --no-print-directory reproduce-figures
 
 .PHONY: reproduce-figures
