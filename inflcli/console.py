@@ -95,10 +95,10 @@ class Meter:
         """Units a second since this process began (resumed work does not count)."""
         return (self.done - self._first) / max(time.monotonic() - self._start, 1e-9)
 
-    def _speed(self, unit: str = "") -> str:
+    def _speed(self, of: str = "") -> str:
         """The rate, by the minute where it is slow."""
-        rate, gap = self.rate(), " " if unit else ""
-        return f"{rate:.1f}{gap}{unit}/s" if rate >= 0.1 else f"{60 * rate:.1f}{gap}{unit}/min"
+        rate = self.rate()
+        return f"{rate:.1f}{of}/s" if rate >= 0.1 else f"{60 * rate:.1f}{of}/min"
 
 
 class _PlainMeter(Meter):
@@ -134,7 +134,7 @@ class _BarMeter(Meter):
         self._show()
 
     def _show(self) -> None:
-        rate = f"{self._speed(self.unit)}{self._note}"
+        rate = f"{self._speed(f' {self.unit}')}{self._note}"
         self._bar.update(self._task, completed=self.done, total=self.total, rate=rate)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import measured
 from claims import claims
@@ -11,28 +11,35 @@ from measured import DEMO_NAMES, TITLES, Task
 
 
 def table(found: list[Task]) -> list[str]:
-    lines = [
-        "| claim | of | found | |",
-        "| --- | --- | --- | --- |",
+    """All of them, each after an empty line but the first."""
+    judged = [
+        [claim, source, text or "–", _word(held)] for claim, source, (text, held) in claims(found)
     ]
-    for claim, source, (text, held) in claims(found):
-        lines.append(f"| {claim} | {source} | {text or '–'} | {_word(held)} |")
-    heads = [f"{task.title}, {TITLES[task.truth]}" for task in found]
-    lines += ["", f"| Pearson, mean (worst query) | {' | '.join(heads)} |"]
-    lines.append("| --- |" + " --- |" * len(found))
-    for name in list(dict.fromkeys(name for task in found for name in task.seconds)):
-        cells = [task.pearson[task.truth].get(name) for task in found]
-        shown = [f"{one[0]:.3f} ({one[1]:.3f})" if one else "–" for one in cells]
-        lines.append(f"| {name} | {' | '.join(shown)} |")
-    lines.append("| points scored | " + " | ".join(str(task.points) for task in found) + " |")
-    return [
-        *lines,
+    lines = [
+        *_markdown(["claim", "of", "found", ""], judged),
+        *_correlations(found),
         *_lds_table(),
         *_removal_table(),
         *_noise_table(),
         *_blocks_table(),
         *_labels_table(),
     ]
+    return lines[1:]
+
+
+def _markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    written = [f"| {' | '.join(cells)} |" for cells in (heads, *rows)]
+    return ["", written[0], "|" + " --- |" * len(heads), *written[1:]]
+
+
+def _correlations(found: list[Task]) -> list[str]:
+    heads = [f"{task.title}, {TITLES[task.truth]}" for task in found]
+    rows = []
+    for name in list(dict.fromkeys(name for task in found for name in task.seconds)):
+        cells = [task.pearson[task.truth].get(name) for task in found]
+        rows.append([name, *(f"{one[0]:.3f} ({one[1]:.3f})" if one else "–" for one in cells)])
+    rows.append(["points scored", *(str(task.points) for task in found)])
+    return _markdown(["Pearson, mean (worst query)", *heads], rows)
 
 
 def _word(held: list[bool]) -> str:
@@ -44,19 +51,14 @@ def _word(held: list[bool]) -> str:
 
 
 def _lds_table() -> list[str]:
-    rows = measured.lds()
-    if not rows:
-        return []
-    lines = ["", "| demo, retrained on halves | LDS | 95 % | EK-FAC better by | 95 % |"]
-    lines.append("| --- | --- | --- | --- | --- |")
-    for name, row in rows.items():
+    rows = []
+    for name, row in measured.lds().items():
         less = row.get("ekfac_minus_this")
         more = (f"{less['mean']:+.3f}", _span(less["interval"])) if less else ("", "")
-        lines.append(
-            f"| {DEMO_NAMES.get(name, name)} | {row['mean']:.3f} | {_span(row['interval'])} "
-            f"| {more[0]} | {more[1]} |"
-        )
-    return lines
+        title = DEMO_NAMES.get(name, name)
+        rows.append([title, f"{row['mean']:.3f}", _span(row["interval"]), *more])
+    heads = ["demo, retrained on halves", "LDS", "95 %", "EK-FAC better by", "95 %"]
+    return _markdown(heads, rows) if rows else []
 
 
 def _span(interval: Sequence[float]) -> str:
@@ -78,14 +80,14 @@ def _removal_table() -> list[str]:
             rows[f"EK-FAC less {DEMO_NAMES[other]}"] = less
     heads = [f"demo: rise of {count} queries' loss, nats"]
     heads += [f"without the top {size}" for size in sizes]
-    lines = ["", f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
-    for name, of in rows.items():
-        cells = [
+    cells = [
+        [
             f"{statistics.fmean(of[s]):+.1f} ± {statistics.stdev(of[s]) / len(of[s]) ** 0.5:.1f}"
             for s in sizes
         ]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return lines
+        for of in rows.values()
+    ]
+    return _markdown(heads, [[name, *row] for name, row in zip(rows, cells, strict=True)])
 
 
 def _noise_table() -> list[str]:
@@ -94,19 +96,22 @@ def _noise_table() -> list[str]:
         return []
     heads = ["demo: sequences of a fit", "scores of two fits, Pearson, mean (worst)"]
     heads += ["with the other half's largest fit", "log Λ of a fit's halves", "covariances' cosine"]
-    lines = ["", f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
-    for row in raw["sizes"]:
-        cells = [f"{row['sequences']:,}"]
-        cells += [
-            f"{measured.mean(row[which]):.3f} ({measured.least(row[which]):.3f})"
-            for which in ("between", "with_largest")
+    rows = [
+        [
+            f"{row['sequences']:,}",
+            *(_spread(row[which]) for which in ("between", "with_largest")),
+            *(
+                f"{statistics.fmean(fit[which]['median'] for fit in row['factors']):.3f}"
+                for which in ("corrected", "covariances")
+            ),
         ]
-        cells += [
-            f"{statistics.fmean(fit[which]['median'] for fit in row['factors']):.3f}"
-            for which in ("corrected", "covariances")
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+        for row in raw["sizes"]
+    ]
+    return _markdown(heads, rows)
+
+
+def _spread(values: list[float | None]) -> str:
+    return f"{measured.mean(values):.3f} ({measured.least(values):.3f})"
 
 
 def _blocks_table() -> list[str]:
@@ -114,13 +119,8 @@ def _blocks_table() -> list[str]:
     if raw is None:
         return []
     sizes = {count: of["eigenvectors"] / 2**20 for count, of in raw["bytes"].items()}
-    lines = [
-        "",
-        "| demo: blocks O | " + " | ".join(sizes) + " |",
-        "| --- |" + " --- |" * len(sizes),
-    ]
     cells = (f"{size:.1f} MiB" for size in sizes.values())
-    return [*lines, f"| eigenvectors | {' | '.join(cells)} |"]
+    return _markdown(["demo: blocks O", *sizes], [["eigenvectors", *cells]])
 
 
 def _labels_table() -> list[str]:
@@ -128,15 +128,6 @@ def _labels_table() -> list[str]:
     if raw is None:
         return []
     rows = raw["label_samples"]
-    cells = [
-        f"{measured.mean(row['pearson']):.3f} ({measured.least(row['pearson']):.3f})"
-        for row in rows
-    ]
-    return [
-        "",
-        "| demo: label samples of a sequence | "
-        + " | ".join(str(row["samples"]) for row in rows)
-        + " |",
-        "| --- |" + " --- |" * len(rows),
-        f"| EK-FAC's Pearson with the exact solve, mean (worst) | {' | '.join(cells)} |",
-    ]
+    heads = ["demo: label samples of a sequence", *(str(row["samples"]) for row in rows)]
+    cells = (_spread(row["pearson"]) for row in rows)
+    return _markdown(heads, [["EK-FAC's Pearson with the exact solve, mean (worst)", *cells]])

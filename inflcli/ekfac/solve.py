@@ -53,11 +53,14 @@ class Iteration:
     """Where conjugate gradients are after a step: what goes on from it is the same to the bit."""
 
     x: Matrices
+    """The iterate, its residual `r`, and the direction `p` of the last step."""
     r: Matrices
     p: Matrices
     best: Matrices
+    """The smoothed answer, and what is `left` of the right hand side."""
     left: Matrices
     rz: Tensor
+    """<r, P r> before the last step, [K]."""
     residuals: list[Tensor]
 
     def tensors(self) -> dict[str, Tensor]:

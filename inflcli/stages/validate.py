@@ -123,7 +123,7 @@ class Validation:
             writer.folder / "bank", model, corpus, self.question.points, queries, config
         )
         self.done: dict[str, Any] = dict(writer.progress.get("done", {}))
-        self.truths = Truths(writer, self.question, config, self.done)
+        self.truths = Truths(writer, self.question, config)
 
     def run(self) -> dict[str, Any]:
         """Everything that is left; then what is found, which is written, too."""
@@ -159,7 +159,8 @@ class Validation:
         path.parent.mkdir(exist_ok=True)
         write_tensors(path, {"scores": result.scores.contiguous()}, {})
         self.done[key] = {"seconds": result.seconds, "details": result.details}
-        self.writer.ledger.drop_state(self.truths.progress(), [path])
+        ledger = self.writer.ledger
+        ledger.drop_state({**ledger.said(), "done": self.done}, [path])
         return True
 
     def _scores(self, kind: str, name: str) -> NDArray[np.float64]:

@@ -30,22 +30,10 @@ _RESPONSES = "responses"
 
 
 class Truths:
-    """Makes one ground truth after another; `done` is what the stage has recorded besides."""
+    """Makes one ground truth after another."""
 
-    def __init__(
-        self,
-        writer: ArtifactWriter,
-        question: Question,
-        config: ValidateConfig,
-        done: Mapping[str, Any],
-    ) -> None:
-        self.question, self.config = question, config
-        self._writer, self._done = writer, done
-        self._responses: dict[str, Any] = dict(writer.progress.get(_RESPONSES, {}))
-
-    def progress(self) -> dict[str, Any]:
-        """All that is done, as it is recorded."""
-        return {"done": dict(self._done), _RESPONSES: self._responses}
+    def __init__(self, writer: ArtifactWriter, question: Question, config: ValidateConfig) -> None:
+        self.question, self.config, self._writer = question, config, writer
 
     def make(self, name: str, inverse: Inverse) -> Result:
         """`ggn` or `pbrf`, of scores [K, N]."""
@@ -57,30 +45,26 @@ class Truths:
                     inverse=inverse,
                     tolerance=config.tolerance,
                     rows=question.rows,
-                    checkpoint=_Solve(self._writer, self.progress, meter),
+                    checkpoint=_Solve(self._writer, meter),
                 )
-        weighted = (
-            "queries" if len(question.problem.queries[0]) < len(question.points) else "points"
-        )
+        fewer = len(question.problem.queries[0]) < len(question.points)
         with console.progress("pbrf", None, unit="responses") as meter:
             return pbrf(
                 question.problem,
-                weighted=weighted,
+                weighted="queries" if fewer else "points",
                 inverse=inverse,
                 epsilon=config.epsilon,
                 tolerance=config.tolerance,
                 newton=NEWTON,
-                journal=_Found(self._writer, self.progress, self._responses, meter),
+                journal=_Found(self._writer, meter),
             )
 
 
 class _Solve:
     """A `Checkpoint` in the unfinished artifact, as its running sums."""
 
-    def __init__(
-        self, writer: ArtifactWriter, progress: Callable[[], dict[str, Any]], meter: console.Meter
-    ) -> None:
-        self._ledger, self._progress, self._meter = writer.ledger, progress, meter
+    def __init__(self, writer: ArtifactWriter, meter: console.Meter) -> None:
+        self._ledger, self._meter = writer.ledger, meter
         self._due = time.monotonic() + _SECONDS
 
     def find(self) -> tuple[Mapping[str, Tensor], Mapping[str, Any]] | None:
@@ -94,7 +78,7 @@ class _Solve:
             return
         started = time.monotonic()
         state = {name: one.contiguous() for name, one in tensors().items()}
-        self._ledger.save_state(state, about, self._progress())
+        self._ledger.save_state(state, about, self._ledger.said())
         ended = time.monotonic()
         self._due = ended + max(_SECONDS, _SHARE * (ended - started))
 
@@ -102,15 +86,9 @@ class _Solve:
 class _Found:
     """A `Journal`: each response is a file of the artifact, with what is said of it recorded."""
 
-    def __init__(
-        self,
-        writer: ArtifactWriter,
-        progress: Callable[[], dict[str, Any]],
-        responses: dict[str, Any],
-        meter: console.Meter,
-    ) -> None:
-        self._writer, self._progress, self._meter = writer, progress, meter
-        self._responses = responses
+    def __init__(self, writer: ArtifactWriter, meter: console.Meter) -> None:
+        self._writer, self._meter = writer, meter
+        self._responses: dict[str, Any] = dict(writer.progress.get(_RESPONSES, {}))
 
     def begin(self, total: int) -> None:
         self._meter.expect(total, done=len(self._responses))
@@ -130,7 +108,8 @@ class _Found:
             "evaluations": response.evaluations,
             "seconds": response.seconds,
         }
-        self._writer.commit(self._progress(), [path])
+        progress = {**self._writer.ledger.said(), _RESPONSES: self._responses}
+        self._writer.commit(progress, [path])
         self._meter.advance(1)
 
     def _path(self, name: str) -> Path:
